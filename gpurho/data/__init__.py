@@ -1,0 +1,1 @@
+"""Models and examples that ship with the library."""

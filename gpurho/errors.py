@@ -1,0 +1,62 @@
+"""Errors of gpurho: one family, so that ``except GpurhoError`` catches every refusal and nothing else.
+
+Every message is one line that names the value received and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class GpurhoError(Exception):
+    """Base of every error that gpurho raises on purpose."""
+
+
+class StructureError(GpurhoError, ValueError):
+    """The atoms cannot be used: not finite, overlapping, no atoms, or a cell without volume."""
+
+
+class UnknownSpeciesError(GpurhoError, ValueError):
+    """The structure has species that the model or the descriptor specification does not know."""
+
+
+class GridError(GpurhoError, ValueError):
+    """A grid, spacing, region or tile shape that cannot be used."""
+
+
+class SettingsError(GpurhoError, ValueError):
+    """A setting has a value outside its range, or two settings exclude each other."""
+
+
+class NeighborOverflowError(GpurhoError, RuntimeError):
+    """A neighbour list met its capacity, so that neighbours would have been lost."""
+
+
+class HaloTooSmallError(GpurhoError, RuntimeError):
+    """The atoms around a tile do not reach as far as the descriptors look."""
+
+
+class DeviceError(GpurhoError, RuntimeError):
+    """The device that was asked for is not there, or has too little memory."""
+
+
+class MissingDependencyError(GpurhoError, ImportError):
+    """An optional package is needed; the message says which extra to install."""
+
+
+class ModelError(GpurhoError, ValueError):
+    """A model file is damaged, of a newer format, or does not fit its specification."""
+
+
+class DatasetError(GpurhoError, ValueError):
+    """A training data set is damaged, empty or of the wrong kind."""
+
+
+class FormatError(GpurhoError, ValueError):
+    """A file could not be read or written in the format asked for."""
+
+
+class StoreError(GpurhoError, RuntimeError):
+    """The output file cannot be written, or is damaged; the message says what is safe."""
+
+
+class OutputExistsError(StoreError):
+    """The output file exists and was made with other settings."""

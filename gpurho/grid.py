@@ -1,0 +1,115 @@
+"""Regular grids over any parallelepiped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gpurho.errors import GridError
+from gpurho.structure import MIN_CELL_HEIGHT, cell_heights
+
+MAX_AXIS = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Points ``origin + (i / nx) a + (j / ny) b + (k / nz) c`` with ``0 <= i < nx`` and so on.
+
+    The last plane along each axis is left out, whether the axis is periodic or not: a plane sum times `dv` is
+    then the integral over the cell, and the layout is that of the density files of DFT codes.
+
+    Parameters
+    ----------
+    shape : 3 ints
+    cell : (3, 3) array, angstrom
+        Edge vectors as rows.
+    origin : (3,) array, angstrom
+    pbc : 3 bools
+        Which edges are periods; interpolation wraps along them.
+    """
+
+    shape: tuple[int, int, int]
+    cell: NDArray[np.float64]
+    origin: NDArray[np.float64]
+    pbc: tuple[bool, bool, bool]
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        cell: ArrayLike,
+        origin: ArrayLike = (0.0, 0.0, 0.0),
+        pbc: Sequence[bool] = (True, True, True),
+    ) -> None:
+        try:
+            sizes = tuple(int(n) for n in shape)
+        except (TypeError, ValueError):
+            sizes = ()
+        if len(sizes) != 3 or any(n < 1 or n > MAX_AXIS for n in sizes) or list(sizes) != list(shape):
+            raise GridError(f"grid shape {shape!r} is not three whole numbers from 1 up; give for instance (64, 64, 64)")
+        rows, start = np.array(cell, dtype=float), np.array(origin, dtype=float)
+        if rows.shape != (3, 3) or not np.isfinite(rows).all() or cell_heights(rows).min() < MIN_CELL_HEIGHT:
+            raise GridError(f"grid cell {rows.tolist()} has no volume; give three independent vectors in angstrom")
+        if start.shape != (3,) or not np.isfinite(start).all():
+            raise GridError(f"grid origin {start.tolist()} is not a finite point; give (x, y, z) in angstrom")
+        rows.setflags(write=False)
+        start.setflags(write=False)
+        object.__setattr__(self, "shape", sizes)
+        object.__setattr__(self, "cell", rows)
+        object.__setattr__(self, "origin", start)
+        object.__setattr__(self, "pbc", tuple(bool(p) for p in pbc))
+
+    @classmethod
+    def from_spacing(
+        cls, cell: ArrayLike, spacing: float, pbc: Sequence[bool] = (True, True, True), origin: ArrayLike = (0.0, 0.0, 0.0)
+    ) -> Grid:
+        """The coarsest grid over `cell` whose step along each cell vector is at most `spacing` angstrom."""
+        if not (np.isfinite(spacing) and spacing > 0):
+            raise GridError(f"spacing {spacing!r} is not a positive number; give the mesh spacing in angstrom, e.g. 0.2")
+        lengths = np.linalg.norm(np.asarray(cell, dtype=float), axis=-1)
+        # The small slack keeps a spacing that divides the edge exactly from gaining a point through rounding.
+        counts = np.ceil(lengths / spacing * (1 - 1e-12))
+        if np.any(counts > MAX_AXIS):
+            raise GridError(f"spacing {spacing!r} gives {counts.max():.3g} points along one edge; give a larger one")
+        return cls([max(1, int(n)) for n in counts], cell, origin, pbc)
+
+    @property
+    def n_points(self) -> int:
+        """Number of points, exact for any size."""
+        nx, ny, nz = self.shape
+        return nx * ny * nz
+
+    @property
+    def volume(self) -> float:
+        """Volume of the cell, angstrom^3."""
+        return float(abs(np.linalg.det(self.cell)))
+
+    @property
+    def dv(self) -> float:
+        """Volume per point, angstrom^3."""
+        return self.volume / self.n_points
+
+    @property
+    def steps(self) -> NDArray[np.float64]:
+        """Vectors from a point to the next along each axis, (3, 3) rows, angstrom."""
+        return self.cell / np.array(self.shape, dtype=float)[:, None]
+
+    def points(self, start: Sequence[int] = (0, 0, 0), stop: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """Cartesian points of the box ``start <= (i, j, k) < stop``, (n, 3) angstrom, last index fastest."""
+        end = self.shape if stop is None else stop
+        steps = self.steps
+        # From global indices, so that a point has the same bits in whichever tile it lies.
+        axes = [np.arange(int(lo), int(hi), dtype=float)[:, None] * steps[d] for d, (lo, hi) in enumerate(zip(start, end, strict=True))]
+        x, y, z = axes
+        box = (self.origin + x)[:, None, None, :] + y[None, :, None, :] + z[None, None, :, :]
+        return np.ascontiguousarray(box.reshape(-1, 3))
+
+    def same_as(self, other: Grid) -> bool:
+        """Whether both grids have the same points, to 1e-9 angstrom."""
+        return (
+            self.shape == other.shape
+            and np.allclose(self.cell, other.cell, rtol=0, atol=1e-9)
+            and np.allclose(self.origin, other.origin, rtol=0, atol=1e-9)
+        )
