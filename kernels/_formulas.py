@@ -102,7 +102,7 @@ def order_nearest(  # type: ignore[no-untyped-def]
         nearest = keys[row, 0]
         if ordered < n_whole and (anchor < 0.0 or nearest > anchor + tolerance):
             anchor = nearest
-        if ordered >= n_keep and (n_whole == 0 or ordered >= n_whole and nearest > anchor + tolerance):
+        if ordered >= n_keep and (n_whole == 0 or (ordered >= n_whole and nearest > anchor + tolerance)):
             break
         item = items[row, 0]
         left -= 1

@@ -1,0 +1,209 @@
+"""Pieces of the fast path of the CPU driver: 64 grid points as SIMD lanes, in float32."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from gpurho.kernels.batches import LANES as W
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+INVALID = np.int32(0x7FFFFFFF)
+"""The key of a row without a candidate; larger than any key of one."""
+
+
+@intrinsic
+def compare_exchange(typing_context, base, low, high):  # type: ignore[no-untyped-def]
+    """Order two rows of 64 int32 at byte offsets from an address: the smaller values go to `low`."""
+    signature = types.void(types.uintp, types.int32, types.int32)
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        vector = ir.VectorType(ir.IntType(32), W)
+        pointers = [
+            builder.inttoptr(builder.add(arguments[0], builder.zext(x, ir.IntType(64))), vector.as_pointer())
+            for x in arguments[1:]
+        ]
+        x, y = builder.load(pointers[0]), builder.load(pointers[1])
+        x.align = y.align = 64
+        smaller = builder.icmp_signed("<", x, y)
+        builder.store(builder.select(smaller, x, y), pointers[0]).align = 64
+        builder.store(builder.select(smaller, y, x), pointers[1]).align = 64
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@njit(error_model="numpy")
+def aligned(rows, dtype):  # type: ignore[no-untyped-def]
+    """An uninitialised (rows, 64) array of 4-byte items that starts on a cache line."""
+    n = np.int64(rows)
+    buffer = np.empty(n * W + 16, dtype)
+    offset = np.int64((64 - (buffer.ctypes.data & np.uintp(63))) // np.uintp(4)) & 15
+    return buffer[offset : offset + n * W].reshape((n, W))
+
+
+@njit(error_model="numpy")
+def kth(values, n, k, scratch):  # type: ignore[no-untyped-def]
+    """The k-th smallest (from 0) of ``values[:n]``; infinity where there are fewer."""
+    if k >= n:
+        return np.inf
+    for i in range(n):
+        scratch[i] = values[i]
+    low = 0
+    high = n - 1
+    while low < high:
+        pivot = scratch[(low + high) >> 1]
+        i = low
+        j = high
+        while i <= j:
+            while scratch[i] < pivot:
+                i += 1
+            while scratch[j] > pivot:
+                j -= 1
+            if i <= j:
+                t = scratch[i]
+                scratch[i] = scratch[j]
+                scratch[j] = t
+                i += 1
+                j -= 1
+        if k <= j:
+            high = j
+        elif k >= i:
+            low = i
+        else:
+            break
+    return scratch[k]
+
+
+@njit(error_model="numpy")
+def sphere(points, order, first, last):  # type: ignore[no-untyped-def]
+    """Centre of the bounding box of some points and the largest distance to it."""
+    low = points[order[first]].copy()
+    high = low.copy()
+    for q in range(first, last):
+        for d in range(3):
+            low[d] = min(low[d], points[order[q], d])
+            high[d] = max(high[d], points[order[q], d])
+    centre = 0.5 * (low + high)
+    radius = 0.0
+    for q in range(first, last):
+        p = order[q]
+        radius = max(
+            radius,
+            (points[p, 0] - centre[0]) ** 2 + (points[p, 1] - centre[1]) ** 2 + (points[p, 2] - centre[2]) ** 2,
+        )
+    return centre, math.sqrt(radius)
+
+
+@njit(error_model="numpy")
+def cell_range(centre, radius, origin, edge, shape):  # type: ignore[no-untyped-def]
+    low = np.empty(3, np.int64)
+    high = np.empty(3, np.int64)
+    for d in range(3):
+        low[d] = max(0, int(math.floor((centre[d] - radius - origin[d]) / edge)))
+        high[d] = min(shape[d] - 1, int(math.floor((centre[d] + radius - origin[d]) / edge)))
+    return low, high
+
+
+@njit(error_model="numpy")
+def gather(positions, start, centre, radius, low, high, shape, ids, distances2):  # type: ignore[no-untyped-def]
+    """Atoms of one species within a sphere: their indices and squared distances (OUTPUT); returns how many."""
+    n = 0
+    if high[2] < low[2]:
+        return n
+    for i in range(low[0], high[0] + 1):
+        for j in range(low[1], high[1] + 1):
+            row = (i * shape[1] + j) * shape[2]
+            for a in range(start[row + low[2]], start[row + high[2] + 1]):
+                dx = positions[a, 0] - centre[0]
+                dy = positions[a, 1] - centre[1]
+                dz = positions[a, 2] - centre[2]
+                d2 = dx * dx + dy * dy + dz * dz
+                if d2 <= radius * radius:
+                    ids[n] = a
+                    distances2[n] = d2
+                    n += 1
+    return n
+
+
+@njit(error_model="numpy")
+def bound(start, low, high, shape):  # type: ignore[no-untyped-def]
+    """Number of atoms of one species in a range of cells: the room that `gather` needs."""
+    n = 0
+    if high[2] < low[2]:
+        return n
+    for i in range(low[0], high[0] + 1):
+        for j in range(low[1], high[1] + 1):
+            row = (i * shape[1] + j) * shape[2]
+            n += start[row + high[2] + 1] - start[row + low[2]]
+    return n
+
+
+@njit(error_model="numpy")
+def shrink(ids, distances2, n, radius, out):  # type: ignore[no-untyped-def]
+    """The candidates within `radius`, into `out` (OUTPUT); returns how many."""
+    kept = 0
+    for i in range(n):
+        if distances2[i] <= radius * radius:
+            out[kept] = ids[i]
+            kept += 1
+    return kept
+
+
+@njit(fastmath=True, error_model="numpy")
+def pack_keys(cx, cy, cz, gx, gy, gz, n, padded, scale, index_mask, keys):  # type: ignore[no-untyped-def]
+    """Fixed-point squared distance | candidate, per candidate and lane (OUTPUT: keys); rows from n up are invalid."""
+    for c in range(n):
+        ax = cx[c]
+        ay = cy[c]
+        az = cz[c]
+        c32 = np.int32(c)
+        for lane in range(W):
+            dx = ax - gx[lane]
+            dy = ay - gy[lane]
+            dz = az - gz[lane]
+            keys[c, lane] = (np.int32((dx * dx + dy * dy + dz * dz) * scale) & ~index_mask) | c32
+    for c in range(n, padded):
+        for lane in range(W):
+            keys[c, lane] = INVALID
+
+
+@njit(fastmath=True, error_model="numpy")
+def distances_of_keys(keys, n_distances, index_mask, inverse_scale, cutoff, distances):  # type: ignore[no-untyped-def]
+    """Distances of the sorted keys, at most the cutoff (OUTPUT: distances)."""
+    for c in range(n_distances):
+        for lane in range(W):
+            key = keys[c, lane]
+            d = np.float32(math.sqrt(np.float32(key & ~index_mask) * inverse_scale))
+            distances[c, lane] = cutoff if key == INVALID or d > cutoff else d
+
+
+@njit(fastmath=True, error_model="numpy")
+def near_cosines(cx, cy, cz, gx, gy, gz, bonds, n_near, n_neighbors, norms, cosines):  # type: ignore[no-untyped-def]
+    """Distances and cosines of every near candidate at every lane (OUTPUT: norms, cosines)."""
+    for c in range(n_near):
+        ax = cx[c]
+        ay = cy[c]
+        az = cz[c]
+        for lane in range(W):
+            ux = ax - gx[lane]
+            uy = ay - gy[lane]
+            uz = az - gz[lane]
+            norms[c, lane] = math.sqrt(ux * ux + uy * uy + uz * uz)
+        for j in range(n_neighbors):
+            ex = bonds[c, j, 0]
+            ey = bonds[c, j, 1]
+            ez = bonds[c, j, 2]
+            row = c * n_neighbors + j
+            for lane in range(W):
+                ux = ax - gx[lane]
+                uy = ay - gy[lane]
+                uz = az - gz[lane]
+                vx = ux + ex
+                vy = uy + ey
+                vz = uz + ez
+                cosines[row, lane] = (ux * vx + uy * vy + uz * vz) / math.sqrt(
+                    (vx * vx + vy * vy + vz * vz) * (ux * ux + uy * uy + uz * uz)
+                )

@@ -1,0 +1,164 @@
+"""Cell lists: the atoms of a structure in periodic bins, and the atoms around a box with their images explicit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class AtomBins:
+    """Atoms of a structure, wrapped into the cell along periodic directions and sorted into fractional bins.
+
+    Parameters
+    ----------
+    fractional : (n_atoms, 3) float64
+        In bin order; within [0, 1) along periodic directions.
+    owners : (n_atoms,) int32
+        The structure's index of each atom.
+    start : (n_bins + 1,) int64
+        Where the atoms of bin ``(ix * by + iy) * bz + iz`` begin.
+    shape : (3,) int64
+        Bins along each cell vector.
+    """
+
+    fractional: Floats
+    owners: Ints
+    start: NDArray[np.int64]
+    shape: NDArray[np.int64]
+    cell: Floats
+    inverse: Floats
+    pbc: NDArray[np.bool_]
+
+
+def bin_atoms(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], bin_width: float = 5.0) -> AtomBins:
+    """Sort atoms into bins at least `bin_width` angstrom thick (one bin where the cell is thinner)."""
+    inverse = np.linalg.inv(cell)
+    fractional = positions @ inverse
+    wrapped = np.where(pbc, fractional - np.floor(fractional), fractional)
+    wrapped[wrapped >= 1.0] = np.where(np.broadcast_to(pbc, wrapped.shape), 0.0, wrapped)[wrapped >= 1.0]
+    heights = 1.0 / np.linalg.norm(inverse, axis=0)
+    # No more bins than atoms along an axis: a sparse system in a vast cell must not cost memory by volume.
+    most = max(1, int(np.ceil(len(positions) ** (1 / 3))) * 4)
+    shape = np.clip((heights / bin_width).astype(np.int64), 1, most)
+    index = np.clip(np.floor(wrapped * shape).astype(np.int64), 0, shape - 1)
+    flat = (index[:, 0] * shape[1] + index[:, 1]) * shape[2] + index[:, 2]
+    order = np.argsort(flat, kind="stable")
+    start = np.searchsorted(flat[order], np.arange(shape.prod() + 1)).astype(np.int64)
+    return AtomBins(
+        np.ascontiguousarray(wrapped[order]), order.astype(np.int32), start, shape, np.ascontiguousarray(cell), inverse, pbc
+    )
+
+
+@njit(cache=True)
+def _visit(fractional, owners, start, shape, cell, pbc, low, high, fill, out_positions, out_owners):  # type: ignore[no-untyped-def]
+    """Count the images whose fractional coordinates lie in [low, high]; where `fill`, write them (OUTPUT) too."""
+    first = np.empty(3, np.int64)
+    last = np.empty(3, np.int64)
+    for d in range(3):
+        first[d] = int(np.floor(low[d] * shape[d]))
+        last[d] = int(np.floor(high[d] * shape[d]))
+        if not pbc[d]:
+            # The outermost bins hold the atoms outside of the cell too.
+            first[d] = min(max(first[d], 0), shape[d] - 1)
+            last[d] = min(max(last[d], 0), shape[d] - 1)
+    n = 0
+    for ix in range(first[0], last[0] + 1):
+        sx = ix // shape[0]
+        for iy in range(first[1], last[1] + 1):
+            sy = iy // shape[1]
+            for iz in range(first[2], last[2] + 1):
+                sz = iz // shape[2]
+                b = ((ix - sx * shape[0]) * shape[1] + iy - sy * shape[1]) * shape[2] + iz - sz * shape[2]
+                for a in range(start[b], start[b + 1]):
+                    f0 = fractional[a, 0] + sx
+                    f1 = fractional[a, 1] + sy
+                    f2 = fractional[a, 2] + sz
+                    if f0 < low[0] or f0 > high[0] or f1 < low[1] or f1 > high[1] or f2 < low[2] or f2 > high[2]:
+                        continue
+                    if fill:
+                        for d in range(3):
+                            # From the wrapped atom and a whole shift: the same bits for every box.
+                            out_positions[n, d] = (
+                                fractional[a, 0] * cell[0, d] + fractional[a, 1] * cell[1, d] + fractional[a, 2] * cell[2, d]
+                            ) + (sx * cell[0, d] + sy * cell[1, d] + sz * cell[2, d])
+                        out_owners[n] = owners[a]
+                    n += 1
+    return n
+
+
+def atoms_around(bins: AtomBins, corners: Floats, reach: float) -> tuple[Floats, Ints]:
+    """Every atom, image by image, that lies within `reach` of a box.
+
+    Parameters
+    ----------
+    bins : AtomBins
+    corners : (n, 3) float64, angstrom
+        Points whose convex hull is the box.
+    reach : float, angstrom
+
+    Returns
+    -------
+    positions : (m, 3) float64, angstrom
+    owners : (m,) int32
+        Some atoms a little farther than `reach` are among them; none nearer is missing.
+    """
+    fractional = corners @ bins.inverse
+    margin = reach * np.linalg.norm(bins.inverse, axis=0) + 1e-9
+    low, high = fractional.min(axis=0) - margin, fractional.max(axis=0) + margin
+    arguments = (bins.fractional, bins.owners, bins.start, bins.shape, bins.cell, bins.pbc, low, high)
+    none = np.empty((0, 3)), np.empty(0, np.int32)
+    n = _visit(*arguments, False, *none)
+    positions, owners = np.empty((n, 3)), np.empty(n, np.int32)
+    _visit(*arguments, True, positions, owners)
+    return positions, owners
+
+
+@dataclass(frozen=True)
+class SpeciesCells:
+    """Atoms sorted by species and Cartesian cell, for the search around points.
+
+    Parameters
+    ----------
+    positions : (m, 3) float64, angstrom
+    owners : (m,) int32
+        The structure's index of each atom.
+    start : (n_species, n_cells + 1) int32
+        Where the atoms of each cell begin; cell ``(ix * ny + iy) * nz + iz``.
+    origin : (3,) float64
+    edge : float
+    shape : (3,) int64
+    """
+
+    positions: Floats
+    owners: Ints
+    start: Ints
+    origin: Floats
+    edge: float
+    shape: NDArray[np.int64]
+
+
+def species_cells(positions: Floats, owners: Ints, species: Ints, n_species: int, edge: float = 3.0) -> SpeciesCells:
+    """Sort atoms (with their `species`, 0 up) into cubic cells of at least `edge` angstrom."""
+    if len(positions) == 0:
+        return SpeciesCells(positions, owners, np.zeros((n_species, 2), np.int32), np.zeros(3), edge, np.ones(3, np.int64))
+    origin = positions.min(axis=0)
+    extent = positions.max(axis=0) - origin
+    # Not many more cells than atoms, however sparse they are.
+    edge = max(edge, float(np.prod(np.maximum(extent, edge)) / (8.0 * len(positions))) ** (1 / 3))
+    shape = (extent / edge).astype(np.int64) + 1
+    index = np.minimum(((positions - origin) / edge).astype(np.int64), shape - 1)
+    n_cells = int(shape.prod())
+    flat = ((species.astype(np.int64) * shape[0] + index[:, 0]) * shape[1] + index[:, 1]) * shape[2] + index[:, 2]
+    order = np.argsort(flat, kind="stable")
+    edges = np.searchsorted(flat[order], np.arange(n_species * n_cells + 1)).astype(np.int32)
+    start = np.empty((n_species, n_cells + 1), np.int32)
+    for s in range(n_species):
+        start[s] = edges[s * n_cells : (s + 1) * n_cells + 1]
+    return SpeciesCells(np.ascontiguousarray(positions[order]), owners[order], start, origin, edge, shape)

@@ -1,0 +1,279 @@
+"""CPU driver of the scalar-product descriptors (Numba, parallel over blocks of grid points).
+
+Two paths. The fast one treats the up to 64 points of a batch as SIMD lanes in float32: their common candidates get
+fixed-point squared distances as integer keys, a pruned sorting network orders them, the cosines of all near candidates
+are computed and then gathered. The exact one runs the formulas of `_formulas` in float64 for one point at a time, for
+any number of candidates; it takes the points at which the order of the atoms is a tie, an atom lies at the point, or
+atoms are missing within the cutoff, and the batches with more candidates than a network sorts.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gpurho.kernels import _cpu_fast, _formulas, network
+from gpurho.kernels._cpu_fast import (
+    INVALID,
+    aligned,
+    bound,
+    cell_range,
+    compare_exchange,
+    distances_of_keys,
+    gather,
+    kth,
+    near_cosines,
+    pack_keys,
+    shrink,
+    sphere,
+)
+from gpurho.kernels._formulas import compile_formulas
+from gpurho.kernels.batches import LANES as W
+from gpurho.kernels.network import MAX_INPUTS, SIZES
+from numba import njit, prange
+
+_exact = compile_formulas(njit(error_model="numpy"))
+_order_nearest = _exact.order_nearest
+_species_features = _exact.species_features
+_cross_features = _exact.cross_features
+
+NEAR_ATOM = np.float32(0.05)
+"""Points with an atom this near (angstrom) take the exact path: float32 leaves too little of its direction."""
+PAD = 1.0e-3
+"""Slack of every search radius (angstrom), above the tie tolerance and the rounding of float32."""
+
+
+def _make_driver(version: int) -> Any:
+    """The compiled driver; `version` takes part in the key of Numba's cache, which knows nothing of called functions."""
+
+    @njit(parallel=True, error_model="numpy", cache=True)
+    def fill_features(  # type: ignore[no-untyped-def]
+        points, order, batch_start, block_start, positions, owners, cell_start, origin, edge, shape,
+        neighbor_start, neighbor_vectors, neighbor_distances, bonds, tied_atoms,
+        n_distances, n_angle_atoms, n_neighbors, n_cross, cutoff, tolerance,
+        size_index, network_start, comparators, out, counts,
+    ):  # fmt: skip
+        """Descriptors of points into `out` (OUTPUT), and per block the points capped, tied, exact (OUTPUT: counts).
+
+        Arrays as in `gpurho.kernels.scalar_product_features`.
+        """
+        if version == 0:
+            return
+        n_species = cell_start.shape[0]
+        width = n_distances + n_angle_atoms * n_neighbors
+        n_whole = max(n_angle_atoms, n_cross)
+        n_fine = max(n_whole, min(8, n_distances)) + 1
+        n_sorted = max(n_distances, n_fine)
+        gap = np.float32(1.5 * tolerance + 3.0e-6)
+        reach = cutoff + tolerance
+        for block in prange(len(block_start) - 1):
+            first_batch = block_start[block]
+            last_batch = block_start[block + 1]
+            centre, block_radius = sphere(points, order, batch_start[first_batch], batch_start[last_batch])
+            low, high = cell_range(centre, reach + block_radius, origin, edge, shape)
+            room = 1
+            for s in range(n_species):
+                room = max(room, bound(cell_start[s], low, high, shape))
+            ids = np.empty((n_species, room), np.int32)
+            n_ids = np.empty(n_species, np.int64)
+            distances2 = np.empty(room, np.float64)
+            scratch = np.empty(room, np.float64)
+            for s in range(n_species):
+                n = gather(positions, cell_start[s], centre, reach + block_radius, low, high, shape, ids[s], distances2)
+                cut = math.sqrt(kth(distances2, n, n_sorted - 1, scratch)) + 2 * block_radius + PAD
+                n_ids[s] = shrink(ids[s], distances2, n, cut, ids[s])
+            candidates = np.empty((n_species, room), np.int32)
+            n_candidates = np.empty(n_species, np.int64)
+            heap_keys = np.empty((n_species, room), np.float64)
+            heap_items = np.empty((n_species, room), np.int32)
+            n_reached = np.empty(n_species, np.int64)
+            n_ordered = np.empty(n_species, np.int64)
+            row_scratch = np.empty((n_species, max(1, n_neighbors)), np.float64)
+            exact_row = np.empty((1, out.shape[1]), np.float64)
+            keys = aligned(SIZES[size_index[min(max(room, n_sorted), MAX_INPUTS)]], np.int32)
+            distances = aligned(n_distances, np.float32)
+            fast_room = min(room, MAX_INPUTS)
+            norms = aligned(fast_room, np.float32)
+            cosines = aligned(fast_room * max(1, n_neighbors), np.float32)
+            cx = np.empty(fast_room, np.float32)
+            cy = np.empty(fast_room, np.float32)
+            cz = np.empty(fast_room, np.float32)
+            near_bonds = np.empty((fast_room, max(1, n_neighbors), 3), np.float32)
+            near_tied = np.empty(fast_room, np.uint8)
+            units = aligned(max(1, n_species * n_cross * 3), np.float32)
+            gx = np.empty(W, np.float32)
+            gy = np.empty(W, np.float32)
+            gz = np.empty(W, np.float32)
+            exact = np.empty(W, np.uint8)
+            for batch in range(first_batch, last_batch):
+                p0 = batch_start[batch]
+                n_lanes = batch_start[batch + 1] - p0
+                centre, radius = sphere(points, order, p0, p0 + n_lanes)
+                for lane in range(W):
+                    p = order[p0 + min(lane, n_lanes - 1)]
+                    gx[lane] = points[p, 0] - centre[0]
+                    gy[lane] = points[p, 1] - centre[1]
+                    gz[lane] = points[p, 2] - centre[2]
+                    exact[lane] = 0
+                for s in range(n_species):
+                    column = s * width
+                    for i in range(n_ids[s]):
+                        a = ids[s, i]
+                        distances2[i] = (
+                            (positions[a, 0] - centre[0]) ** 2
+                            + (positions[a, 1] - centre[1]) ** 2
+                            + (positions[a, 2] - centre[2]) ** 2
+                        )
+                    far = min(
+                        math.sqrt(kth(distances2, n_ids[s], n_sorted - 1, scratch)) + 2 * radius, reach + radius
+                    ) + PAD
+                    fine = min(math.sqrt(kth(distances2, n_ids[s], n_fine - 1, scratch)) + 2 * radius + PAD, far)
+                    # Near candidates first, so that those whose cosines are computed have the lowest indices.
+                    n_near = 0
+                    n = 0
+                    for i in range(n_ids[s]):
+                        if distances2[i] <= fine * fine:
+                            candidates[s, n] = ids[s, i]
+                            n += 1
+                    n_near = n
+                    for i in range(n_ids[s]):
+                        if distances2[i] > fine * fine and distances2[i] <= far * far:
+                            candidates[s, n] = ids[s, i]
+                            n += 1
+                    n_candidates[s] = n
+                    if max(n, n_sorted) > MAX_INPUTS:
+                        for lane in range(W):
+                            exact[lane] = 1
+                        continue
+                    for c in range(n):
+                        a = candidates[s, c]
+                        cx[c] = positions[a, 0] - centre[0]
+                        cy[c] = positions[a, 1] - centre[1]
+                        cz[c] = positions[a, 2] - centre[2]
+                    for c in range(n_near):
+                        owner = owners[candidates[s, c]]
+                        near_tied[c] = tied_atoms[owner]
+                        for j in range(n_neighbors):
+                            for d in range(3):
+                                near_bonds[c, j, d] = bonds[owner, j, d]
+                    bits = 7
+                    while n > (1 << bits):
+                        bits += 1
+                    mask = np.int32((1 << bits) - 1)
+                    largest = far + radius + PAD
+                    scale = np.float32(2147483000.0 / (largest * largest))
+                    network = size_index[max(n, n_sorted)]
+                    padded = SIZES[network]
+                    pack_keys(cx, cy, cz, gx, gy, gz, n, padded, scale, mask, keys)
+                    base = keys.ctypes.data
+                    for t in range(network_start[network], network_start[network + 1]):
+                        compare_exchange(base, comparators[t, 0] * np.int32(4 * W), comparators[t, 1] * np.int32(4 * W))
+                    distances_of_keys(keys, n_distances, mask, np.float32(1.0) / scale, np.float32(cutoff), distances)
+                    near_cosines(cx, cy, cz, gx, gy, gz, near_bonds, n_near, n_neighbors, norms, cosines)
+                    for lane in range(n_lanes):
+                        o = order[p0 + lane]
+                        for c in range(n_distances):
+                            out[o, column + c] = distances[c, lane]
+                        previous = np.float32(-1.0)
+                        flag = False
+                        for c in range(n_fine):
+                            key = keys[c, lane]
+                            if key == INVALID:
+                                flag |= c < n_whole
+                                break
+                            e = key & mask
+                            d = norms[e, lane]
+                            if c < n_distances:
+                                out[o, column + c] = min(d, np.float32(cutoff))
+                            if 0 < c <= n_whole:
+                                flag |= d - previous <= gap
+                            previous = d
+                            if c < n_angle_atoms:
+                                flag |= near_tied[e] != 0
+                                for j in range(n_neighbors):
+                                    out[o, column + n_distances + c * n_neighbors + j] = cosines[e * n_neighbors + j, lane]
+                            if c < n_cross:
+                                q = (s * n_cross + c) * 3
+                                units[q, lane] = (cx[e] - gx[lane]) / d
+                                units[q + 1, lane] = (cy[e] - gy[lane]) / d
+                                units[q + 2, lane] = (cz[e] - gz[lane]) / d
+                            if c < n_whole:
+                                flag |= d > np.float32(cutoff - 1.0e-4)
+                        # The ranks beyond the fine ones carry the rounding of the fixed-point keys, which is small only
+                        # away from the point.
+                        if keys[0, lane] != INVALID:
+                            flag |= norms[keys[0, lane] & mask, lane] < NEAR_ATOM
+                        if n_fine < n_distances:
+                            flag |= distances[n_fine, lane] < np.float32(0.5)
+                        if flag:
+                            exact[lane] = 1
+                column = n_species * width
+                for s in range(n_species):
+                    for t in range(s + 1, n_species):
+                        for lane in range(n_lanes if n_cross > 0 else 0):
+                            if exact[lane]:
+                                continue
+                            o = order[p0 + lane]
+                            for i in range(n_cross):
+                                q = (s * n_cross + i) * 3
+                                for j in range(n_cross):
+                                    r = (t * n_cross + j) * 3
+                                    out[o, column + i * n_cross + j] = (
+                                        units[q, lane] * units[r, lane]
+                                        + units[q + 1, lane] * units[r + 1, lane]
+                                        + units[q + 2, lane] * units[r + 2, lane]
+                                    )
+                        column += n_cross * n_cross
+                for lane in range(n_lanes):
+                    o = order[p0 + lane]
+                    if exact[lane]:
+                        counts[block, 2] += 1
+                        px = points[o, 0]
+                        py = points[o, 1]
+                        pz = points[o, 2]
+                        tied = 0
+                        for s in range(n_species):
+                            ordered, reached = _order_nearest(
+                                px, py, pz, positions, candidates[s], n_candidates[s], reach, n_distances, n_whole,
+                                tolerance, heap_keys, heap_items, s,
+                            )  # fmt: skip
+                            n_ordered[s] = ordered
+                            n_reached[s] = reached
+                            tied |= _species_features(
+                                px, py, pz, positions, owners, heap_keys, heap_items, s, reached, ordered,
+                                neighbor_start, neighbor_vectors, neighbor_distances, n_distances, n_angle_atoms,
+                                n_neighbors, cutoff, tolerance, row_scratch, exact_row, 0, s * width,
+                            )  # fmt: skip
+                        column = n_species * width
+                        for s in range(n_species):
+                            for t in range(s + 1, n_species):
+                                if n_cross > 0:
+                                    tied |= _cross_features(
+                                        px, py, pz, positions, heap_keys, heap_items, s, n_reached[s], n_ordered[s],
+                                        t, n_reached[t], n_ordered[t], n_cross, tolerance, exact_row, 0, column,
+                                    )  # fmt: skip
+                                column += n_cross * n_cross
+                        for c in range(out.shape[1]):
+                            out[o, c] = exact_row[0, c]
+                        counts[block, 1] += tied
+                    capped = False
+                    for s in range(n_species):
+                        capped |= out[o, s * width + n_distances - 1] >= np.float32(cutoff)
+                    if capped:
+                        counts[block, 0] += 1
+
+    return fill_features
+
+
+def _source_version() -> int:
+    """A number, never 0, that changes with the sources that the driver compiles in."""
+    digest = 1
+    for module in (_formulas, _cpu_fast, network):
+        digest = zlib.crc32(Path(module.__file__).read_bytes(), digest)
+    return digest | 1
+
+
+fill_features = _make_driver(_source_version())
