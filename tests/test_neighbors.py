@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from gpurho import _neighbor_providers
+from gpurho import _neighbor_providers, neighbors
 from gpurho.errors import DeviceError, MissingDependencyError, NeighborOverflowError, SettingsError
 from gpurho.neighbors import (
     NeighborGraph,
@@ -179,6 +179,15 @@ def test_groups_are_anchored_at_their_smallest_distance() -> None:
     assert counts == [2, 2, 4, 4]
 
 
+@pytest.mark.parametrize("name", available_providers())
+def test_a_group_that_reaches_beyond_the_first_search_stays_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "_first_radius", lambda density, k, cutoff: 2.0)
+    x = np.array([0.0, 1.9, -2.1, 4.5])
+    structure = Structure(x[:, None] * [[1.0, 0, 0]], np.full(4, 13), np.eye(3) * 10, np.zeros(3, bool))
+    table = nearest_table(structure, zeros(structure), 1, 9.0, tie_tolerance=0.3, provider=name)
+    np.testing.assert_allclose(table.distances[: table.start[1]], [1.9, 2.1])
+
+
 def test_isolated_atom_dimer_and_no_neighbours_wanted() -> None:
     free = np.zeros(3, bool)
     atom = Structure(np.zeros((1, 3)), np.array([13]), np.eye(3) * 5, free)
@@ -212,6 +221,14 @@ def test_search_grows_where_atoms_are_sparse_and_bins_shrink_where_they_are_dens
         expected, _ = cKDTree(positions).query(positions[:864], k=4)
         rows = table.distances[: table.start[864]].reshape(864, 3)
         np.testing.assert_allclose(rows, expected[:, 1:], atol=1e-10)
+
+
+def test_bins_follow_the_atoms_not_the_box() -> None:
+    for edge in (25.0, 1000.0):
+        structure = Structure(crystal("Al", 6).positions, np.full(864, 13), np.eye(3) * edge, np.ones(3, bool))
+        cells, _ = _neighbor_providers.cell_list(structure)
+        assert len(cells.bin_start) <= 2**21 + 1
+        assert np.diff(cells.bin_start).max() <= 32
 
 
 def test_many_atoms_against_a_periodic_tree() -> None:
@@ -278,9 +295,7 @@ def mock_pyg_lib() -> types.ModuleType:
     """A stand-in with pyg-lib's interface: no periodicity, distances below r, cut off in silence by index."""
     import torch
 
-    def radius(  # type: ignore[no-untyped-def]
-        x, y, r=1.0, ptr_x=None, ptr_y=None, max_num_neighbors=32, num_workers=1, ignore_same_index=False
-    ):
+    def radius(x, y, r=1.0, ptr_x=None, ptr_y=None, max_num_neighbors=32, num_workers=1, ignore_same_index=False):
         close = torch.cdist(y, x, compute_mode="donot_use_mm_for_euclid_dist") < r
         close &= torch.cumsum(close, dim=1) <= max_num_neighbors
         return close.nonzero().T
@@ -345,6 +360,7 @@ def test_cutoff_on_a_shell_counts_the_shell_for_every_provider(provider: str) ->
     cell = np.diag([2.0, 2.0, 2.0])
     structure = Structure(np.zeros((1, 3)), np.array([13]), cell, np.ones(3, bool))
     assert len(radius_graph(structure, 2.0, provider=provider).senders) == 6
+    assert len(radius_graph(structure, 2.0 - 5e-7, provider=provider).senders) == 0
 
 
 def test_providers_agree_bit_for_bit(provider: str) -> None:
