@@ -1,0 +1,19 @@
+"""Settings of the test suite: few threads, and Hypothesis without deadlines (compilation is slow, once)."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "2")
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "gpurho",
+    deadline=None,
+    max_examples=40,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("gpurho")
