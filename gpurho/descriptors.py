@@ -92,7 +92,8 @@ class DescriptorSpec:
         names = []
         for s in self.species:
             names += [f"d_{s}_{i + 1}" for i in range(self.n_distances)]
-            names += [f"cos_{s}_{i + 1}_{j + 1}" for i in range(self.n_angle_atoms) for j in range(self.n_angle_neighbors)]
+            angles = [(i + 1, j + 1) for i in range(self.n_angle_atoms) for j in range(self.n_angle_neighbors)]
+            names += [f"cos_{s}_{i}_{j}" for i, j in angles]
         for a, s in enumerate(self.species):
             for t in self.species[a + 1 :]:
                 names += [f"cross_{s}_{i + 1}_{t}_{j + 1}" for i in range(self.n_cross) for j in range(self.n_cross)]
@@ -107,7 +108,7 @@ class DescriptorSpec:
         """From `to_dict`; an entry that is not known raises `SettingsError`."""
         unknown = sorted(set(values) - set(cls.__dataclass_fields__))
         if unknown:
-            raise SettingsError(f"descriptor specification has unknown entries {unknown}; it was written by a newer version")
+            raise SettingsError(f"descriptor specification has unknown entries {unknown}; update gpurho to read it")
         return cls(**{**values, "species": tuple(values["species"])})
 
     def species_index(self, structure: Structure) -> NDArray[np.int32]:
@@ -260,7 +261,7 @@ def descriptors(
 
     Notes
     -----
-    Preprint, Algorithm 1. Atoms whose distances agree to 1e-5 angstrom form a shell, within which each column of cosines
-    is in descending order: so the result does not depend on the order, orientation or position of the atoms.
+    Preprint, Algorithm 1. Atoms whose distances agree to 1e-5 angstrom form a shell, within which each column of
+    cosines is in descending order: so the result does not depend on the order, orientation or position of the atoms.
     """
     return Environment(as_structure(atoms), spec, device).point_features(points).values

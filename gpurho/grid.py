@@ -48,7 +48,7 @@ class Grid:
         except (TypeError, ValueError):
             sizes = ()
         if len(sizes) != 3 or any(n < 1 or n > MAX_AXIS for n in sizes) or list(sizes) != list(shape):
-            raise GridError(f"grid shape {shape!r} is not three whole numbers from 1 up; give for instance (64, 64, 64)")
+            raise GridError(f"grid shape {shape!r} is not three whole numbers from 1 up; give e.g. (64, 64, 64)")
         rows, start = np.array(cell, dtype=float), np.array(origin, dtype=float)
         if rows.shape != (3, 3) or not np.isfinite(rows).all() or cell_heights(rows).min() < MIN_CELL_HEIGHT:
             raise GridError(f"grid cell {rows.tolist()} has no volume; give three independent vectors in angstrom")
@@ -63,11 +63,15 @@ class Grid:
 
     @classmethod
     def from_spacing(
-        cls, cell: ArrayLike, spacing: float, pbc: Sequence[bool] = (True, True, True), origin: ArrayLike = (0.0, 0.0, 0.0)
+        cls,
+        cell: ArrayLike,
+        spacing: float,
+        pbc: Sequence[bool] = (True, True, True),
+        origin: ArrayLike = (0.0, 0.0, 0.0),
     ) -> Grid:
         """The coarsest grid over `cell` whose step along each cell vector is at most `spacing` angstrom."""
         if not (np.isfinite(spacing) and spacing > 0):
-            raise GridError(f"spacing {spacing!r} is not a positive number; give the mesh spacing in angstrom, e.g. 0.2")
+            raise GridError(f"spacing {spacing!r} is not positive; give the mesh spacing in angstrom, e.g. 0.2")
         lengths = np.linalg.norm(np.asarray(cell, dtype=float), axis=-1)
         # The small slack keeps a spacing that divides the edge exactly from gaining a point through rounding.
         counts = np.ceil(lengths / spacing * (1 - 1e-12))
@@ -101,8 +105,7 @@ class Grid:
         end = self.shape if stop is None else stop
         steps = self.steps
         # From global indices, so that a point has the same bits in whichever tile it lies.
-        axes = [np.arange(int(lo), int(hi), dtype=float)[:, None] * steps[d] for d, (lo, hi) in enumerate(zip(start, end, strict=True))]
-        x, y, z = axes
+        x, y, z = (np.arange(int(start[d]), int(end[d]), dtype=float)[:, None] * steps[d] for d in range(3))
         box = (self.origin + x)[:, None, None, :] + y[None, :, None, :] + z[None, None, :, :]
         return np.ascontiguousarray(box.reshape(-1, 3))
 

@@ -103,9 +103,9 @@ def make_tiles(
     """
     shape = tuple(int(n) for n in tile_shape)
     if len(shape) != 3 or min(shape) < 1 or list(shape) != list(tile_shape):
-        raise GridError(f"tile shape {tuple(tile_shape)!r} is not three whole numbers from 1 up; give e.g. (64, 64, 64)")
+        raise GridError(f"tile shape {tuple(tile_shape)!r} is not three whole numbers from 1 up; e.g. (64, 64, 64)")
     box = [(0, n) for n in grid.shape] if region is None else [(int(a), int(b)) for a, b in region]
     if len(box) != 3 or any(not 0 <= a < b <= n for (a, b), n in zip(box, grid.shape, strict=False)):
-        raise GridError(f"region {region!r} is empty or leaves the grid of shape {grid.shape}; give three (start, stop)")
+        raise GridError(f"region {region!r} is empty or leaves the grid {grid.shape}; give three (start, stop) pairs")
     start, stop = (box[0][0], box[1][0], box[2][0]), (box[0][1], box[1][1], box[2][1])
     return TileSet(start, stop, shape)  # type: ignore[arg-type]

@@ -75,7 +75,7 @@ class Structure:
         largest = max(float(np.abs(positions).max()), float(np.abs(cell).max()))
         if largest > MAX_COORDINATE:
             raise StructureError(
-                f"coordinate {largest:.6g} angstrom exceeds {MAX_COORDINATE:.0e}; check the units (angstrom are expected)"
+                f"coordinate {largest:.6g} angstrom exceeds {MAX_COORDINATE:.0e}; check that the unit is angstrom"
             )
         bad = np.flatnonzero((self.numbers < 1) | (self.numbers > 118))
         if bad.size:
@@ -130,7 +130,7 @@ class Structure:
         reach = minimum / cell_heights(self.cell)
         copies, owners = wrapped, np.arange(len(self))
         for axis in np.flatnonzero(self.pbc):
-            # Atoms within `minimum` of a face stand again beyond the opposite face; a cell has MIN_CELL_HEIGHT at least.
+            # Atoms within `minimum` of a face stand again beyond the opposite face.
             pieces, indices = [copies], [owners]
             for shift in range(1, int(np.ceil(reach[axis])) + 1):
                 low, high = copies[:, axis] + shift < 1 + reach[axis], copies[:, axis] - shift > -reach[axis]

@@ -12,6 +12,8 @@ from numba.extending import intrinsic
 
 INVALID = np.int32(0x7FFFFFFF)
 """The key of a row without a candidate; larger than any key of one."""
+NEAR_ATOM = np.float32(0.05)
+"""Points with an atom this near (angstrom) take the exact path: float32 leaves too little of its direction."""
 
 
 @intrinsic
@@ -102,8 +104,8 @@ def cell_range(centre, radius, origin, edge, shape):  # type: ignore[no-untyped-
     low = np.empty(3, np.int64)
     high = np.empty(3, np.int64)
     for d in range(3):
-        low[d] = max(0, int(math.floor((centre[d] - radius - origin[d]) / edge)))
-        high[d] = min(shape[d] - 1, int(math.floor((centre[d] + radius - origin[d]) / edge)))
+        low[d] = max(0, np.int64(np.floor((centre[d] - radius - origin[d]) / edge)))
+        high[d] = min(shape[d] - 1, np.int64(np.floor((centre[d] + radius - origin[d]) / edge)))
     return low, high
 
 
@@ -207,3 +209,61 @@ def near_cosines(cx, cy, cz, gx, gy, gz, bonds, n_near, n_neighbors, norms, cosi
                 cosines[row, lane] = (ux * vx + uy * vy + uz * vz) / math.sqrt(
                     (vx * vx + vy * vy + vz * vz) * (ux * ux + uy * uy + uz * uz)
                 )
+
+
+@njit(fastmath=True, error_model="numpy")
+def sort_out(  # type: ignore[no-untyped-def]
+    keys, norms, cosines, mask, n_distances, n_fine, n_angle_atoms, n_neighbors, cutoff, fine, table
+):
+    """Put the exact distances of the nearest ranks and the cosines in the order of the keys (OUTPUT: fine, table).
+
+    `table` has a row per column of the descriptors and holds the distances of the keys already.
+    """
+    for c in range(n_fine):
+        for lane in range(W):
+            fine[c, lane] = norms[np.uint32(keys[c, lane] & mask), lane]
+    for c in range(min(n_fine, n_distances)):
+        for lane in range(W):
+            table[c, lane] = min(fine[c, lane], cutoff)
+    for c in range(n_angle_atoms):
+        for j in range(n_neighbors):
+            row = n_distances + c * n_neighbors + j
+            for lane in range(W):
+                table[row, lane] = cosines[np.uint32((keys[c, lane] & mask) * n_neighbors + j), lane]
+
+
+@njit(fastmath=True, error_model="numpy")
+def flag_lanes(fine, table, n_distances, n_fine, n_whole, gap, far, exact):  # type: ignore[no-untyped-def]
+    """Mark the lanes that need the exact path (OUTPUT: exact): near ties, missing atoms, an atom at the point."""
+    for c in range(1, n_whole + 1):
+        for lane in range(W):
+            exact[lane] |= fine[c, lane] - fine[c - 1, lane] <= gap
+    for lane in range(W):
+        exact[lane] |= fine[0, lane] < NEAR_ATOM
+    if n_whole > 0:
+        for lane in range(W):
+            exact[lane] |= fine[n_whole - 1, lane] > far
+    # The ranks beyond the fine ones carry the rounding of the keys, which is small only away from the point.
+    if n_fine < n_distances:
+        for lane in range(W):
+            exact[lane] |= table[n_fine, lane] < np.float32(0.5)
+
+
+@njit(error_model="numpy")
+def flag_tied(keys, near_tied, mask, n_angle_atoms, exact):  # type: ignore[no-untyped-def]
+    """Mark the lanes one of whose nearest atoms has ambiguous neighbours (OUTPUT: exact)."""
+    for c in range(n_angle_atoms):
+        for lane in range(W):
+            exact[lane] |= near_tied[keys[c, lane] & mask]
+
+
+@njit(error_model="numpy")
+def write_rows(table, width, order, first, n_lanes, column, out):  # type: ignore[no-untyped-def]
+    """Copy the lanes of `table` to the rows of their points (OUTPUT: out)."""
+    # A cache line of columns at a time: the rows of the table that it reads stay in the first-level cache.
+    for start in range(0, width, 16):
+        end = min(start + 16, width)
+        for lane in range(n_lanes):
+            o = np.uint64(order[first + lane])
+            for c in range(start, end):
+                out[o, np.uint64(column + c)] = table[c, lane]

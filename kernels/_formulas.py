@@ -81,9 +81,9 @@ def order_nearest(  # type: ignore[no-untyped-def]
     """Nearest atoms of a point in ascending distance, by a heap: no capacity but the length of `keys`.
 
     Orders at least `n_keep` atoms (all, where there are fewer), and as many more as the shell of atom `n_whole` has.
-    The result stands at the END of ``keys[row, :n_candidates]`` (OUTPUT: distances) and ``items[row]`` (OUTPUT: atoms),
-    nearest last, as heap sort leaves it: entry i lies at ``n_candidates - 1 - i``. Atoms beyond `reach` are skipped.
-    Returns ``(n_ordered, n_in_reach)``; entry i lies at ``n_in_reach - 1 - i``.
+    The result stands at the END of ``keys[row, :n_in_reach]`` (OUTPUT: distances) and ``items[row]`` (OUTPUT: atoms),
+    nearest last, as heap sort leaves it: entry i lies at ``n_in_reach - 1 - i``. Atoms beyond `reach` are skipped.
+    Returns ``(n_ordered, n_in_reach)``.
     """
     n = 0
     for c in range(n_candidates):
@@ -118,7 +118,7 @@ def order_nearest(  # type: ignore[no-untyped-def]
 def cosine_row(  # type: ignore[no-untyped-def]
     ux, uy, uz, atom, neighbor_start, neighbor_vectors, neighbor_distances, n_neighbors, tolerance, scratch, row
 ):
-    """Cosines at the point between one atom (at u from the point) and its nearest atoms, into ``scratch[row]`` (OUTPUT).
+    """Cosines at the point between one atom (at u from the point) and its nearest atoms, to ``scratch[row]`` (OUTPUT).
 
     Shells of equally distant neighbours are sorted by descending cosine; a missing neighbour gives 0. Returns 1 where
     a shell of two or more was met, else 0.

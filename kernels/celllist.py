@@ -42,7 +42,8 @@ def bin_atoms(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], bin_width
     inverse = np.linalg.inv(cell)
     fractional = positions @ inverse
     wrapped = np.where(pbc, fractional - np.floor(fractional), fractional)
-    wrapped[wrapped >= 1.0] = np.where(np.broadcast_to(pbc, wrapped.shape), 0.0, wrapped)[wrapped >= 1.0]
+    # A tiny negative coordinate rounds up to 1 when it is wrapped.
+    wrapped[(wrapped >= 1.0) & pbc] = 0.0
     heights = 1.0 / np.linalg.norm(inverse, axis=0)
     # No more bins than atoms along an axis: a sparse system in a vast cell must not cost memory by volume.
     most = max(1, int(np.ceil(len(positions) ** (1 / 3))) * 4)
@@ -51,9 +52,8 @@ def bin_atoms(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], bin_width
     flat = (index[:, 0] * shape[1] + index[:, 1]) * shape[2] + index[:, 2]
     order = np.argsort(flat, kind="stable")
     start = np.searchsorted(flat[order], np.arange(shape.prod() + 1)).astype(np.int64)
-    return AtomBins(
-        np.ascontiguousarray(wrapped[order]), order.astype(np.int32), start, shape, np.ascontiguousarray(cell), inverse, pbc
-    )
+    fractional = np.ascontiguousarray(wrapped[order])
+    return AtomBins(fractional, order.astype(np.int32), start, shape, np.ascontiguousarray(cell), inverse, pbc)
 
 
 @njit(cache=True)
@@ -83,11 +83,11 @@ def _visit(fractional, owners, start, shape, cell, pbc, low, high, fill, out_pos
                     if f0 < low[0] or f0 > high[0] or f1 < low[1] or f1 > high[1] or f2 < low[2] or f2 > high[2]:
                         continue
                     if fill:
+                        f = fractional[a]
                         for d in range(3):
                             # From the wrapped atom and a whole shift: the same bits for every box.
-                            out_positions[n, d] = (
-                                fractional[a, 0] * cell[0, d] + fractional[a, 1] * cell[1, d] + fractional[a, 2] * cell[2, d]
-                            ) + (sx * cell[0, d] + sy * cell[1, d] + sz * cell[2, d])
+                            atom = f[0] * cell[0, d] + f[1] * cell[1, d] + f[2] * cell[2, d]
+                            out_positions[n, d] = atom + (sx * cell[0, d] + sy * cell[1, d] + sz * cell[2, d])
                         out_owners[n] = owners[a]
                     n += 1
     return n
@@ -147,7 +147,8 @@ class SpeciesCells:
 def species_cells(positions: Floats, owners: Ints, species: Ints, n_species: int, edge: float = 3.0) -> SpeciesCells:
     """Sort atoms (with their `species`, 0 up) into cubic cells of at least `edge` angstrom."""
     if len(positions) == 0:
-        return SpeciesCells(positions, owners, np.zeros((n_species, 2), np.int32), np.zeros(3), edge, np.ones(3, np.int64))
+        start = np.zeros((n_species, 2), np.int32)
+        return SpeciesCells(positions, owners, start, np.zeros(3), edge, np.ones(3, np.int64))
     origin = positions.min(axis=0)
     extent = positions.max(axis=0) - origin
     # Not many more cells than atoms, however sparse they are.

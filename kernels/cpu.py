@@ -17,18 +17,21 @@ from typing import Any
 import numpy as np
 from gpurho.kernels import _cpu_fast, _formulas, network
 from gpurho.kernels._cpu_fast import (
-    INVALID,
     aligned,
     bound,
     cell_range,
     compare_exchange,
     distances_of_keys,
+    flag_lanes,
+    flag_tied,
     gather,
     kth,
     near_cosines,
     pack_keys,
     shrink,
+    sort_out,
     sphere,
+    write_rows,
 )
 from gpurho.kernels._formulas import compile_formulas
 from gpurho.kernels.batches import LANES as W
@@ -40,14 +43,12 @@ _order_nearest = _exact.order_nearest
 _species_features = _exact.species_features
 _cross_features = _exact.cross_features
 
-NEAR_ATOM = np.float32(0.05)
-"""Points with an atom this near (angstrom) take the exact path: float32 leaves too little of its direction."""
 PAD = 1.0e-3
 """Slack of every search radius (angstrom), above the tie tolerance and the rounding of float32."""
 
 
 def _make_driver(version: int) -> Any:
-    """The compiled driver; `version` takes part in the key of Numba's cache, which knows nothing of called functions."""
+    """The compiled driver; `version` is part of the key of Numba's cache, which knows nothing of called functions."""
 
     @njit(parallel=True, error_model="numpy", cache=True)
     def fill_features(  # type: ignore[no-untyped-def]
@@ -60,7 +61,7 @@ def _make_driver(version: int) -> Any:
 
         Arrays as in `gpurho.kernels.scalar_product_features`.
         """
-        if version == 0:
+        if version == 0:  # never so: it is read only to be part of the key
             return
         n_species = cell_start.shape[0]
         width = n_distances + n_angle_atoms * n_neighbors
@@ -94,7 +95,8 @@ def _make_driver(version: int) -> Any:
             row_scratch = np.empty((n_species, max(1, n_neighbors)), np.float64)
             exact_row = np.empty((1, out.shape[1]), np.float64)
             keys = aligned(SIZES[size_index[min(max(room, n_sorted), MAX_INPUTS)]], np.int32)
-            distances = aligned(n_distances, np.float32)
+            table = aligned(width, np.float32)
+            fine_distances = aligned(n_fine, np.float32)
             fast_room = min(room, MAX_INPUTS)
             norms = aligned(fast_room, np.float32)
             cosines = aligned(fast_room * max(1, n_neighbors), np.float32)
@@ -144,7 +146,8 @@ def _make_driver(version: int) -> Any:
                             candidates[s, n] = ids[s, i]
                             n += 1
                     n_candidates[s] = n
-                    if max(n, n_sorted) > MAX_INPUTS:
+                    # With fewer candidates than ranks that matter, every lane has atoms missing within the cutoff.
+                    if max(n, n_sorted) > MAX_INPUTS or n < n_fine:
                         for lane in range(W):
                             exact[lane] = 1
                         continue
@@ -153,9 +156,11 @@ def _make_driver(version: int) -> Any:
                         cx[c] = positions[a, 0] - centre[0]
                         cy[c] = positions[a, 1] - centre[1]
                         cz[c] = positions[a, 2] - centre[2]
+                    any_tied = False
                     for c in range(n_near):
                         owner = owners[candidates[s, c]]
                         near_tied[c] = tied_atoms[owner]
+                        any_tied |= near_tied[c] != 0
                         for j in range(n_neighbors):
                             for d in range(3):
                                 near_bonds[c, j, d] = bonds[owner, j, d]
@@ -171,45 +176,25 @@ def _make_driver(version: int) -> Any:
                     base = keys.ctypes.data
                     for t in range(network_start[network], network_start[network + 1]):
                         compare_exchange(base, comparators[t, 0] * np.int32(4 * W), comparators[t, 1] * np.int32(4 * W))
-                    distances_of_keys(keys, n_distances, mask, np.float32(1.0) / scale, np.float32(cutoff), distances)
+                    distances_of_keys(keys, n_distances, mask, np.float32(1.0) / scale, np.float32(cutoff), table)
                     near_cosines(cx, cy, cz, gx, gy, gz, near_bonds, n_near, n_neighbors, norms, cosines)
-                    for lane in range(n_lanes):
-                        o = order[p0 + lane]
-                        for c in range(n_distances):
-                            out[o, column + c] = distances[c, lane]
-                        previous = np.float32(-1.0)
-                        flag = False
-                        for c in range(n_fine):
-                            key = keys[c, lane]
-                            if key == INVALID:
-                                flag |= c < n_whole
-                                break
-                            e = key & mask
-                            d = norms[e, lane]
-                            if c < n_distances:
-                                out[o, column + c] = min(d, np.float32(cutoff))
-                            if 0 < c <= n_whole:
-                                flag |= d - previous <= gap
-                            previous = d
-                            if c < n_angle_atoms:
-                                flag |= near_tied[e] != 0
-                                for j in range(n_neighbors):
-                                    out[o, column + n_distances + c * n_neighbors + j] = cosines[e * n_neighbors + j, lane]
-                            if c < n_cross:
-                                q = (s * n_cross + c) * 3
-                                units[q, lane] = (cx[e] - gx[lane]) / d
-                                units[q + 1, lane] = (cy[e] - gy[lane]) / d
-                                units[q + 2, lane] = (cz[e] - gz[lane]) / d
-                            if c < n_whole:
-                                flag |= d > np.float32(cutoff - 1.0e-4)
-                        # The ranks beyond the fine ones carry the rounding of the fixed-point keys, which is small only
-                        # away from the point.
-                        if keys[0, lane] != INVALID:
-                            flag |= norms[keys[0, lane] & mask, lane] < NEAR_ATOM
-                        if n_fine < n_distances:
-                            flag |= distances[n_fine, lane] < np.float32(0.5)
-                        if flag:
-                            exact[lane] = 1
+                    sort_out(
+                        keys, norms, cosines, mask, n_distances, n_fine, n_angle_atoms, n_neighbors,
+                        np.float32(cutoff), fine_distances, table,
+                    )  # fmt: skip
+                    flag_lanes(
+                        fine_distances, table, n_distances, n_fine, n_whole, gap, np.float32(cutoff - 1.0e-4), exact
+                    )
+                    if any_tied:
+                        flag_tied(keys, near_tied, mask, n_angle_atoms, exact)
+                    write_rows(table, width, order, p0, n_lanes, column, out)
+                    for c in range(n_cross):
+                        q = (s * n_cross + c) * 3
+                        for lane in range(W):
+                            e = keys[c, lane] & mask
+                            units[q, lane] = (cx[e] - gx[lane]) / fine_distances[c, lane]
+                            units[q + 1, lane] = (cy[e] - gy[lane]) / fine_distances[c, lane]
+                            units[q + 2, lane] = (cz[e] - gz[lane]) / fine_distances[c, lane]
                 column = n_species * width
                 for s in range(n_species):
                     for t in range(s + 1, n_species):

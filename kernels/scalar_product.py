@@ -29,7 +29,9 @@ class FeatureSizes:
     def n_features(self) -> int:
         """Number of columns."""
         pairs = self.n_species * (self.n_species - 1) // 2
-        return self.n_species * (self.n_distances + self.n_angle_atoms * self.n_angle_neighbors) + pairs * self.n_cross**2
+        return (
+            self.n_species * (self.n_distances + self.n_angle_atoms * self.n_angle_neighbors) + pairs * self.n_cross**2
+        )
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class NeighborArrays:
 
 
 MISSING_BOND = 1.0e3
-"""Component (angstrom) of the bond that stands for a missing neighbour; its atom is marked as tied, so nothing reads it."""
+"""Component (angstrom) of a bond to a missing neighbour; its atom is marked as tied, so that nothing uses it."""
 
 
 def pack_neighbors(
