@@ -1,0 +1,35 @@
+# Two commands do all the set-up on a fresh machine: `make run` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: run test lint wheel-test clean
+
+# Predict the shipped example (an aluminium vacancy) with the shipped model; print the totals, write a picture.
+run: $(STAMP)
+	$(BIN)/gpurho predict gpurho/data/al_vacancy.xyz --out out/al_vacancy.h5 --plot out/al_vacancy.png
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/python -m pip install --quiet ruff mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# A wheel built from the checkout, installed into a new environment and tried from elsewhere.
+wheel-test: $(STAMP)
+	.ci/wheel.sh $(BIN)/python
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	# torch first and pinned: a newer one would pull gigabytes of CUDA onto machines without a GPU.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dask]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) out build *.egg-info
