@@ -144,9 +144,7 @@ def _outside_pairs(
     rows, columns = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for begin in range(0, len(queries), chunk):
         part = queries[begin : begin + chunk]
-        pairs = search(
-            everything, torch.as_tensor(cells.points[part], device=device), radius, max_num_neighbors=cap
-        )
+        pairs = search(everything, torch.as_tensor(cells.points[part], device=device), radius, max_num_neighbors=cap)
         row, column = pairs.cpu().numpy()
         most = np.bincount(row, minlength=1).max()
         if most >= cap:

@@ -9,9 +9,7 @@ MAX_STEPS = 1000
 """Far more steps than any cell takes; a frame not fully reduced is still right, only slower to search."""
 
 
-def reduced_frame(
-    cell: NDArray[np.float64], pbc: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def reduced_frame(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Three vectors whose periodic ones are short and span the same lattice as the cell's.
 
     Parameters

@@ -166,9 +166,7 @@ def nearest_limits(
         nearest = np.empty(k)
         for item in range(block * BLOCK, min((block + 1) * BLOCK, len(active))):
             slot = active[item]
-            found = _nearest_of(
-                points, coords, bins, bin_start, frame, periodic, reach, slot, radius, nearest
-            )
+            found = _nearest_of(points, coords, bins, bin_start, frame, periodic, reach, slot, radius, nearest)
             limit = tie_limit(nearest, k, tolerance) if found == k else np.inf
             if limit > radius and radius < cutoff:
                 limits[slot] = np.nan
