@@ -13,6 +13,10 @@ LANES = 64
 
 BRICK = 4
 BLOCK = 8
+"""Edges, in points, of a batch and of a block of a grid."""
+
+MIN_CUBE, MAX_CUBE = 0.5, 1.2
+"""Edges of the cubes that gather scattered points, angstrom."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ def _batches(order: NDArray[np.int32], brick: NDArray[np.int64], block: NDArray[
     return Batches(order, start, block_start)
 
 
-def point_batches(points: NDArray[np.float64], edge: float = 0.8) -> Batches:
-    """Batches of any points, gathered by cubes of `edge` angstrom; a cube of many points gives several batches.
+def point_batches(points: NDArray[np.float64]) -> Batches:
+    """Batches of any points, gathered by cubes; a cube of many points gives several batches.
 
     Parameters
     ----------
@@ -74,7 +78,11 @@ def point_batches(points: NDArray[np.float64], edge: float = 0.8) -> Batches:
     n = len(points)
     if n == 0:
         return Batches(np.zeros(0, np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32))
-    cube = np.floor((points - points.min(axis=0)) / edge).astype(np.int64)
+    low = points.min(axis=0)
+    # Cubes of about half a batch each where the points fill space; small enough to share their candidates anyway.
+    extent = np.maximum(points.max(axis=0) - low, MIN_CUBE)
+    edge = min(max(float(np.prod(extent) * (LANES // 2) / n) ** (1 / 3), MIN_CUBE), MAX_CUBE)
+    cube = np.floor((points - low) / edge).astype(np.int64)
     order = np.lexsort((cube[:, 2], cube[:, 1], cube[:, 0]))
     changes = np.any(np.diff(cube[order], axis=0, prepend=-1) != 0, axis=1)
     group = np.cumsum(changes) - 1
