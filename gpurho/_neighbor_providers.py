@@ -25,6 +25,12 @@ Pairs: TypeAlias = tuple[I64, I64, I64]
 PROVIDERS = ("gpurho", "torch-cluster", "pyg-lib")
 """Names of the providers, in the order of preference."""
 
+INSTALL = {
+    "torch-cluster": "it with pip install --no-build-isolation torch-cluster (it compiles against your torch)",
+    "pyg-lib": "pyg-lib 0.7 or newer for your torch, from the wheel index of the PyG project",
+}
+"""How to get the providers that are not our own."""
+
 MARGIN = 8
 """Added to the counted neighbours for a provider's cap, so that meeting the cap can only mean a loss."""
 
@@ -79,11 +85,7 @@ def resolve_provider(provider: str, device: str) -> str:
     elif provider == "auto":
         return "gpurho"
     if provider != "gpurho" and (why := _missing(provider)) is not None:
-        extra = "torch-cluster" if provider == "torch-cluster" else "pyg"
-        raise MissingDependencyError(
-            f"provider {provider!r} cannot be used ({why}); install it with pip install 'gpurho[{extra}]'"
-            " (pyg-lib 0.7 or newer), or give provider='gpurho'"
-        )
+        raise MissingDependencyError(f"provider {provider!r} cannot be used ({why}); install {INSTALL[provider]}")
     return provider
 
 

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 TARGET_PER_BIN = 2.0
 """Points per occupied bin that the bin size aims at."""
 
+FLAT = 1.0e-6
+"""A set of points thinner than this along an axis takes one bin there, angstrom."""
+
 F64: TypeAlias = NDArray[np.float64]
 I64: TypeAlias = NDArray[np.int64]
 Bool: TypeAlias = NDArray[np.bool_]
@@ -120,7 +123,7 @@ def build_cell_list(positions: F64, frame: F64, periodic: Bool) -> CellList:
         bin_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         frame=np.ascontiguousarray(frame, dtype=np.float64),
         periodic=np.ascontiguousarray(periodic, dtype=np.bool_),
-        reach=np.divide(bins, heights, out=np.zeros(3), where=heights > 0),
+        reach=np.divide(bins, heights, out=np.zeros(3), where=heights > FLAT),
         density=max(seen - 1.0, len(positions) / len(counts)) / bin_volume,
     )
 
@@ -128,7 +131,7 @@ def build_cell_list(positions: F64, frame: F64, periodic: Bool) -> CellList:
 def _bin_counts(heights: F64, wanted: float) -> I64:
     """(3,) bins of about equal heights, `wanted` in all or a few less."""
     bins = np.ones(3)
-    free = heights > 0.0
+    free = heights > FLAT
     while free.any():
         # Axes thinner than a bin take one bin; the others share what is left.
         edge = (float(np.prod(heights[free])) / max(wanted, 1.0)) ** (1.0 / int(free.sum()))
