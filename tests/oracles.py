@@ -72,9 +72,13 @@ def features(positions, symbols, cell, pbc, points, spec):
     for point in points:
         row, ordered, touched = [], {}, False
         for s in spec.species:
-            where, owners = images(own[s], cell, pbc, point[None], spec.cutoff + 0.5) if len(own[s]) else (
-                np.zeros((0, 3)),
-                np.zeros(0, int),
+            where, owners = (
+                images(own[s], cell, pbc, point[None], spec.cutoff + 0.5)
+                if len(own[s])
+                else (
+                    np.zeros((0, 3)),
+                    np.zeros(0, int),
+                )
             )
             d = np.linalg.norm(where - point, axis=1)
             order = np.argsort(d, kind="stable")

@@ -222,9 +222,12 @@ def test_missing_atoms_give_the_cutoff_and_no_angle_and_are_counted():
     assert np.all(result.values[1, :60] == 9.0)
     assert np.all(result.values[:, 60:] == 0.0)
     periodic = Structure([[5.0, 5.0, 5.0]], [13], np.eye(3) * 10, [True] * 3)
-    assert Environment(periodic, DescriptorSpec(("Al",), n_distances=3, n_angle_atoms=3)).point_features(
-        [[0.1, 0.2, 0.3]]
-    ).n_capped == 0
+    assert (
+        Environment(periodic, DescriptorSpec(("Al",), n_distances=3, n_angle_atoms=3))
+        .point_features([[0.1, 0.2, 0.3]])
+        .n_capped
+        == 0
+    )
 
 
 def test_results_are_the_same_bits_each_time():

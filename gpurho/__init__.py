@@ -1,0 +1,91 @@
+"""Ground-state electron densities with error bars, for systems of millions of atoms.
+
+Everything here is found when it is first used: importing gpurho touches no GPU, no file and no global setting.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if not (_here := Path(__file__).resolve().parent).joinpath("kernels").is_dir():
+    # In a checkout that is not installed, `kernels` and `pipelines` lie beside this folder, not in it.
+    __path__.append(str(_here.parent))
+
+_EXPORTS = {
+    "Density": "density",
+    "DensityModel": "model",
+    "DescriptorSpec": "descriptors",
+    "Grid": "grid",
+    "Plan": "pipelines.plan",
+    "Structure": "structure",
+    "descriptors": "descriptors",
+    "load_model": "model",
+    "models": "pipelines.models",
+    "plan": "pipelines.plan",
+    "predict": "pipelines.predict",
+    "region_of": "pipelines.predict",
+    "DatasetError": "errors",
+    "DeviceError": "errors",
+    "FormatError": "errors",
+    "GpurhoError": "errors",
+    "GridError": "errors",
+    "HaloTooSmallError": "errors",
+    "MissingDependencyError": "errors",
+    "ModelError": "errors",
+    "NeighborOverflowError": "errors",
+    "OutputExistsError": "errors",
+    "SettingsError": "errors",
+    "StoreError": "errors",
+    "StructureError": "errors",
+    "UnknownSpeciesError": "errors",
+}
+
+__all__ = ["__version__", *_EXPORTS]
+
+if TYPE_CHECKING:
+    from gpurho.density import Density as Density
+    from gpurho.descriptors import DescriptorSpec as DescriptorSpec
+    from gpurho.grid import Grid as Grid
+    from gpurho.model import DensityModel as DensityModel
+    from gpurho.model import load_model as load_model
+    from gpurho.pipelines.models import models as models
+    from gpurho.pipelines.plan import Plan as Plan
+    from gpurho.pipelines.plan import plan as plan
+    from gpurho.pipelines.predict import predict as predict
+    from gpurho.pipelines.predict import region_of as region_of
+    from gpurho.structure import Structure as Structure
+
+    __version__: str
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("gpurho")
+        except PackageNotFoundError:
+            return "0+unknown"
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"gpurho.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module 'gpurho' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Keeps names of the table above from being hidden: ``gpurho.descriptors`` is the function, not its module."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # The import system binds a submodule to its name in the package when it is first imported.
+        if not (name in _EXPORTS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

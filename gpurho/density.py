@@ -1,0 +1,323 @@
+"""The predicted field: a density with its two standard deviations on a grid, in memory or on disk."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gpurho.errors import GridError, SettingsError
+from gpurho.fields import NAMES, Box, Correction, Field, LazyField, Totals, blocks
+from gpurho.grid import Grid
+from gpurho.peratom import AtomCharges, per_atom
+from gpurho.sections import Line, Section, interpolate, line_points, mesh_points, plane_mesh
+from gpurho.structure import Structure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _upper(module: str, name: str) -> Callable[..., Any]:
+    """A function of a layer above, found when it is called: files and pictures know of fields, not the reverse."""
+    return cast(Callable[..., Any], getattr(importlib.import_module(module), name))
+
+
+class Density:
+    """An electron density with error bars on a regular grid.
+
+    Parameters
+    ----------
+    grid : Grid
+        Points of the field. Of a prediction for a region this is the region's own grid, without periods along the
+        axes that the region cuts.
+    structure : Structure
+    mean : (nx, ny, nz) float32 array or LazyField, e/angstrom^3
+    aleatoric, epistemic : like `mean`, optional
+        Standard deviations: the noise of the labels as the network learned it, and the network's own ignorance.
+    totals : Totals, optional
+        Sums of the raw fields; found by one pass over the field when they are needed and not given.
+    correction : Correction, optional
+        Electron conservation, applied whenever values are read.
+    info : mapping, optional
+        Provenance: settings, model, versions, region, what the prediction counted.
+    close : callable, optional
+        Releases the file behind lazy fields.
+
+    Notes
+    -----
+    The field attributes are ``mean``, ``aleatoric``, ``epistemic`` and ``std``, the root of the sum of the two
+    variances; the last three are None where there is no uncertainty.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        structure: Structure,
+        mean: Field,
+        aleatoric: Field | None = None,
+        epistemic: Field | None = None,
+        *,
+        totals: Totals | None = None,
+        correction: Correction | None = None,
+        info: Mapping[str, Any] | None = None,
+        close: Callable[[], None] | None = None,
+    ) -> None:
+        if (aleatoric is None) != (epistemic is None):
+            raise SettingsError("one of aleatoric and epistemic is missing; give both standard deviations or neither")
+        self._raw: dict[str, Field] = {"mean": mean}
+        if aleatoric is not None and epistemic is not None:
+            self._raw |= {"aleatoric": aleatoric, "epistemic": epistemic}
+        for name, field in self._raw.items():
+            if tuple(field.shape) != grid.shape:
+                raise GridError(
+                    f"{name} has shape {tuple(field.shape)} on a grid of shape {grid.shape}; give one value a point"
+                )
+        self.grid, self.structure = grid, structure
+        self.correction = correction or Correction()
+        self.info: dict[str, Any] = dict(info or {})
+        self._totals = totals
+        self._close = close
+        self._made: dict[str, Field] = {}
+
+    # -- fields ---------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Points along each axis."""
+        return self.grid.shape
+
+    @property
+    def mean(self) -> Field:
+        """The density, (nx, ny, nz), e/angstrom^3."""
+        return self._field("mean")
+
+    @property
+    def aleatoric(self) -> Field | None:
+        """Standard deviation from the noise of the training labels, e/angstrom^3; None without uncertainty."""
+        return self._field("aleatoric") if self.uncertain else None
+
+    @property
+    def epistemic(self) -> Field | None:
+        """Standard deviation from what the network does not know, e/angstrom^3; None without uncertainty."""
+        return self._field("epistemic") if self.uncertain else None
+
+    @property
+    def std(self) -> Field | None:
+        """Total standard deviation, ``sqrt(aleatoric^2 + epistemic^2)``, e/angstrom^3; None without uncertainty."""
+        return self._field("std") if self.uncertain else None
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether the field has standard deviations."""
+        return len(self._raw) > 1
+
+    def _field(self, name: str) -> Field:
+        if name not in self._made:
+            raw = self._raw["mean"]
+            if name in NAMES and self.correction.trivial:
+                return self._raw[name]
+            if isinstance(raw, LazyField):
+                self._made[name] = LazyField(lambda box: self._block(name, box), raw.shape, raw.chunks, raw.phase)
+            else:
+                value = np.empty(raw.shape, dtype=np.float32)
+                for box in blocks(raw):
+                    value[box] = self._block(name, box)
+                self._made[name] = value
+        return self._made[name]
+
+    def _block(self, name: str, box: Box) -> NDArray[np.float32]:
+        """One box of a corrected field."""
+        if name == "std":
+            return np.hypot(self._block("aleatoric", box), self._block("epistemic", box))
+        raw = {key: np.asarray(self._raw[key][box]) for key in self.correction.needs(name)}
+        return self.correction.apply(name, raw)
+
+    # -- integrals ------------------------------------------------------------------------------------------
+
+    @property
+    def totals(self) -> Totals:
+        """Sums of the raw fields, before electron conservation."""
+        if self._totals is None:
+            parts = []
+            for box in blocks(self._raw["mean"]):
+                parts.append(Totals.of_block(*(np.asarray(field[box]) for field in self._raw.values())))
+            self._totals = Totals.merged(parts)
+        return self._totals
+
+    @property
+    def electrons(self) -> float:
+        """Integral of `mean` over the grid."""
+        sums = self.totals
+        return (self.correction.scale * sums.sum_mean + self.correction.shift * sums.sum_variance) * self.grid.dv
+
+    @property
+    def electrons_predicted(self) -> float:
+        """Integral of the density as the network gave it, before electron conservation."""
+        return self.totals.sum_mean * self.grid.dv
+
+    @property
+    def electrons_std(self) -> float | None:
+        """Standard deviation of `electrons_predicted`; None without uncertainty.
+
+        Standard deviations at points do not say how the errors of points go together, so this takes a stand: the
+        aleatoric errors, noise of the labels, count as independent from point to point; the epistemic ones, which
+        come from one set of weights, as fully correlated, so that they add linearly. The second is the largest
+        value that they can have: this is an upper bound unless the label noise itself is correlated.
+        """
+        if not self.uncertain:
+            return None
+        sums, dv = self.totals, self.grid.dv
+        return float(np.hypot(np.sqrt(sums.sum_aleatoric2), sums.sum_epistemic)) * dv
+
+    @property
+    def mean_std(self) -> float | None:
+        """Average of `std` over the points, e/angstrom^3; None without uncertainty."""
+        return self.totals.sum_std / self.totals.n_points * self.correction.scale if self.uncertain else None
+
+    @property
+    def max_std(self) -> float | None:
+        """Largest `std`, e/angstrom^3; None without uncertainty."""
+        return self.totals.max_std * self.correction.scale if self.uncertain else None
+
+    @property
+    def n_capped(self) -> int:
+        """Points whose descriptors met the cutoff before their last atom."""
+        return self.totals.n_capped
+
+    def per_atom(self) -> AtomCharges:
+        """Electrons, standard deviation and volume of the points nearest to each atom.
+
+        The field is read block by block. ``charges.electrons`` and ``charges.electrons_std`` go as they are into
+        ``atoms.arrays`` and so into OVITO.
+        """
+        return per_atom(self.structure, self.grid, self.mean, self.aleatoric, self.epistemic)
+
+    # -- values at points -----------------------------------------------------------------------------------
+
+    def at(self, points: ArrayLike, order: int = 3) -> tuple[NDArray[np.float32], ...]:
+        """Interpolated mean, aleatoric and epistemic at Cartesian points (..., 3) in angstrom.
+
+        Order 3 is cubic, 1 linear. Without uncertainty only the mean is returned. Points beyond an axis without
+        period give NaN.
+        """
+        values = [interpolate(self._field(name), self.grid, points, order) for name in self._raw]
+        # The cubic may swing below zero beside a sharp maximum; a standard deviation must not.
+        return (values[0], *(np.maximum(sigma, 0) for sigma in values[1:]))
+
+    def line(self, a: ArrayLike, b: ArrayLike, n: int = 200, order: int = 3) -> Line:
+        """The density along the straight line from `a` to `b` (Cartesian, angstrom), `n` points, ends included."""
+        points, distance = line_points(a, b, n)
+        mean, aleatoric, epistemic = self._three(points, order)
+        return Line(points, distance, mean, aleatoric, epistemic)
+
+    def slice(self, axis: int = 2, position: float = 0.5) -> Section:
+        """The plane of grid points at the fraction `position` of cell vector `axis`.
+
+        Between two planes of the grid the values are interpolated linearly. Of a field on disk only the chunks
+        along the plane are read.
+        """
+        if axis not in (0, 1, 2):
+            raise SettingsError(f"axis {axis!r} is not a cell vector; give 0, 1 or 2")
+        if not (np.isfinite(position) and 0 <= position <= 1):
+            raise SettingsError(f"position {position!r} is not a fraction of the cell vector; give 0 to 1")
+        n = self.shape[axis]
+        place = float(position) * n
+        place = float(np.rint(place)) if abs(place - np.rint(place)) < 1e-9 else place
+        low = int(np.floor(place))
+        part = place - low
+        low, high = (low % n, (low + 1) % n) if self.grid.pbc[axis] else (min(low, n - 1), min(low + 1, n - 1))
+
+        def cut(field: Field) -> NDArray[np.float32]:
+            def plane(i: int) -> NDArray[np.float32]:
+                return np.asarray(field[tuple(i if d == axis else slice(None) for d in range(3))])
+
+            return plane(low) if part == 0 else ((1 - part) * plane(low) + part * plane(high)).astype(np.float32)
+
+        values = [cut(self._field(name)) for name in self._raw] + [None] * (3 - len(self._raw))
+        first, second = (d for d in range(3) if d != axis)
+        cell = self.grid.cell
+        origin = self.grid.origin + float(position) * cell[axis]
+        return Section(origin, cell[first], cell[second], cast(Any, values[0]), values[1], values[2])
+
+    def plane(
+        self,
+        normal: ArrayLike,
+        point: ArrayLike,
+        width: float | None = None,
+        spacing: float | None = None,
+        order: int = 3,
+    ) -> Section:
+        """The density on a square around `point` across `normal`.
+
+        Parameters
+        ----------
+        normal : (3,) array
+            Any length.
+        point : (3,) array, angstrom
+            Centre of the square.
+        width : float, optional
+            Edge in angstrom; by default the cube root of the grid's volume.
+        spacing : float, optional
+            Distance of points in angstrom; by default the grid's smallest step.
+        order : int
+            3 cubic, 1 linear.
+        """
+        origin, u, v, shape = plane_mesh(self.grid, normal, point, width, spacing)
+        mean, aleatoric, epistemic = self._three(mesh_points(origin, u, v, shape), order)
+        return Section(origin, u, v, mean, aleatoric, epistemic)
+
+    def _three(self, points: NDArray[np.float64], order: int) -> tuple[Any, Any, Any]:
+        values = self.at(points, order)
+        return values if len(values) == 3 else (values[0], None, None)  # type: ignore[return-value]
+
+    # -- files and pictures ---------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, path: str | Path) -> Density:
+        """A density from a file: this library's HDF5 (read on demand), cube or CHGCAR (read whole)."""
+        return cast(Density, _upper("gpurho.formats", "read_density")(path))
+
+    def write(self, path: str | Path, field: str = "mean") -> Path:
+        """Write to a file; the name says the format: ``*.cube``, ``*CHGCAR*`` or ``*.vasp``, ``*.h5``.
+
+        `field` is "mean", "aleatoric", "epistemic" or "std"; HDF5 takes all of them. The field is read in slabs.
+        """
+        return cast(Path, _upper("gpurho.formats", "write_density")(self, path, field))
+
+    def plot(self, path: str | Path | None = None, **options: Any) -> Figure:
+        """A slice of the mean beside those of the standard deviations; see `gpurho.plotting.plot_density`."""
+        return cast("Figure", _upper("gpurho.plotting", "plot_density")(self, path, **options))
+
+    # -- life -----------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Release the file behind the field, if there is one."""
+        if self._close is not None:
+            self._close()
+
+    def __enter__(self) -> Density:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = "on disk" if isinstance(self._raw["mean"], LazyField) else "in memory"
+        spread = "with" if self.uncertain else "without"
+        return f"<Density of {len(self.structure)} atoms on {self.shape}, {spread} uncertainty, {where}>"
+
+
+def region_grid(grid: Grid, region: tuple[tuple[int, int], ...] | None) -> Grid:
+    """The part of `grid` that `region` names as a grid of its own; an axis that is cut has no period."""
+    if region is None:
+        return grid
+    start = np.array([low for low, _ in region], dtype=float)
+    shape = [high - low for low, high in region]
+    whole = [n == full for n, full in zip(shape, grid.shape, strict=True)]
+    cell = np.where(np.array(whole)[:, None], grid.cell, grid.steps * np.array(shape, dtype=float)[:, None])
+    pbc = [period and full for period, full in zip(grid.pbc, whole, strict=True)]
+    return Grid(shape, cell, grid.origin + start @ grid.steps, pbc)

@@ -1,0 +1,354 @@
+"""Bayesian layers of the density network, their closed-form variance, and the network that is trained.
+
+Weights and biases have independent Gaussian posteriors (mean-field variational inference, preprint section III.E).
+The formulas are plain functions over lists of tensors, so that training, prediction, sampling and TorchScript share
+one text; the modules only hold the tensors.
+
+Shapes: ``n`` points, ``F`` features, ``W`` width. The network has ``blocks * layers`` hidden layers of width W and
+two outputs, the density and the logarithm of its aleatoric variance, both in units of the standardised target.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpurho.errors import ModelError
+
+N_OUTPUTS = 2
+LOG_VARIANCE_LIMITS = (-16.0, 10.0)
+"""The logarithm of the aleatoric variance is clamped here, in units of the standardised target."""
+
+MAX_BLOCKS, MAX_LAYERS, MAX_WIDTH = 16, 16, 8192
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Size of a network: `blocks` x `layers` hidden layers of `width` units (preprint: 3 x 3 x 250)."""
+
+    blocks: int = 3
+    layers: int = 3
+    width: int = 250
+
+    def __post_init__(self) -> None:
+        for name, largest in (("blocks", MAX_BLOCKS), ("layers", MAX_LAYERS), ("width", MAX_WIDTH)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+                raise ModelError(f"network {name} {value!r} is not a whole number from 1 to {largest}")
+
+    @property
+    def n_hidden(self) -> int:
+        """Number of hidden layers."""
+        return self.blocks * self.layers
+
+    def shapes(self, n_features: int) -> list[tuple[int, int]]:
+        """(outputs, inputs) of every layer, the output layer last."""
+        inputs = [n_features] + [self.width] * self.n_hidden
+        return [(self.width, n) for n in inputs[:-1]] + [(N_OUTPUTS, inputs[-1])]
+
+
+# --- formulas (TorchScript compiles these as they stand) ---------------------------------------------------------
+
+
+def transform_features(x: Tensor, columns: list[int], length: float) -> Tensor:
+    """Replace distances by ``exp(-d / length)`` in the column ranges ``columns = [start, stop, start, stop, ...]``.
+
+    x : (n, F), distances in angstrom. A `length` of 0 leaves the features as they are.
+    """
+    if length <= 0.0 or len(columns) == 0:
+        return x
+    pieces: list[Tensor] = []
+    at = 0
+    for i in range(len(columns) // 2):
+        start, stop = columns[2 * i], columns[2 * i + 1]
+        if start > at:
+            pieces.append(x[:, at:start])
+        pieces.append(torch.exp(x[:, start:stop] * (-1.0 / length)))
+        at = stop
+    if at < x.size(1):
+        pieces.append(x[:, at:])
+    return torch.cat(pieces, dim=1)
+
+
+def propagate(x: Tensor, weights: list[Tensor], biases: list[Tensor], skip: Tensor, layers: int) -> Tensor:
+    """Network output (n, 2) in float32 for standardised features `x` (n, F) in the dtype of the weights.
+
+    Within a block, ``h_i = gelu(W_i h_(i-1) + b_i) + skip * h_(i-1)`` from its second layer on; `skip` is
+    (blocks, layers - 1). The last layer runs in the dtype of its own weights, float32 for prediction.
+    """
+    h = x
+    n_hidden = len(weights) - 1
+    for i in range(n_hidden):
+        a = F.gelu(F.linear(h, weights[i], biases[i]))
+        j = i % layers
+        if j > 0:
+            a = torch.addcmul(a, h, skip[i // layers, j - 1])
+        h = a
+    return F.linear(h.to(weights[n_hidden].dtype), weights[n_hidden], biases[n_hidden])
+
+
+def propagate_variance(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    weight_variances: list[Tensor],
+    bias_variances: list[Tensor],
+    skip: Tensor,
+    layers: int,
+) -> tuple[Tensor, Tensor]:
+    """Network output (n, 2) and the epistemic variance (n,) of its first column, in closed form.
+
+    With the network linearised in its weights about their means, independent weights of variance ``V`` give
+
+        var f = sum over layers and units j of (df/dz_j)^2 [(h^2) V^T + v]_j
+
+    where z = W h + b and h are the means of the forward pass. This keeps every correlation between units, which
+    a propagation of unit-wise variances drops. Cost: a forward pass, a hand-written backward pass for the one
+    output, and one product with V per layer.
+    """
+    n_hidden = len(weights) - 1
+    inputs: list[Tensor] = []
+    preactivations: list[Tensor] = []
+    h = x
+    for i in range(n_hidden):
+        inputs.append(h)
+        z = F.linear(h, weights[i], biases[i])
+        preactivations.append(z)
+        a = F.gelu(z)
+        j = i % layers
+        if j > 0:
+            a = torch.addcmul(a, h, skip[i // layers, j - 1])
+        h = a
+    last = h.to(weights[n_hidden].dtype)
+    out = F.linear(last, weights[n_hidden], biases[n_hidden])
+    variance = torch.mv(last * last, weight_variances[n_hidden][0]) + bias_variances[n_hidden][0]
+    # df/dh of the last hidden layer is the same for every point: the output layer is linear.
+    delta = weights[n_hidden][0].to(x.dtype).expand(x.size(0), -1)
+    for k in range(n_hidden):
+        i = n_hidden - 1 - k
+        local = torch.ops.aten.gelu_backward(delta, preactivations[i])
+        h = inputs[i]
+        spread = F.linear(h * h, weight_variances[i], bias_variances[i])
+        variance = variance + (local * local * spread).sum(dim=1, dtype=torch.float32).to(variance.dtype)
+        if i > 0:
+            j = i % layers
+            below = torch.mm(local, weights[i])
+            if j > 0:
+                below = torch.addcmul(below, delta, skip[i // layers, j - 1])
+            delta = below
+    return out, variance
+
+
+# --- modules ------------------------------------------------------------------------------------------------------
+
+
+class BayesianLinear(nn.Module):
+    """A linear layer whose weights and biases are independent Gaussians.
+
+    Parameters: `weight_mean`, `weight_rho` (out, in) and `bias_mean`, `bias_rho` (out,); sigma = softplus(rho).
+    The prior is N(0, prior_std^2) with ``prior_std = prior_scale / sqrt(in)``, the scale at which activations
+    keep their size from layer to layer, and N(0, prior_scale^2) for biases.
+
+    `forward` uses the means; `sample` draws by local reparameterisation (a fresh draw for every point), which has
+    the same expectation as drawing weights and a far smaller gradient variance.
+    """
+
+    def __init__(self, n_in: int, n_out: int, prior_scale: float = 1.0, initial_scale: float = 0.05) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(n_in)
+        self.weight_mean = nn.Parameter(torch.empty(n_out, n_in).uniform_(-bound, bound))
+        self.bias_mean = nn.Parameter(torch.empty(n_out).uniform_(-bound, bound))
+        rho = inverse_softplus(initial_scale * bound)
+        self.weight_rho = nn.Parameter(torch.full((n_out, n_in), rho))
+        self.bias_rho = nn.Parameter(torch.full((n_out,), rho))
+        self.weight_prior = prior_scale * bound
+        self.bias_prior = prior_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output at the means of weights and biases."""
+        return F.linear(x, self.weight_mean, self.bias_mean)
+
+    @torch.jit.export
+    def sample(self, x: Tensor) -> Tensor:
+        """Output for weights drawn anew for every row of `x`."""
+        mean = F.linear(x, self.weight_mean, self.bias_mean)
+        variance = F.linear(x * x, F.softplus(self.weight_rho).square(), F.softplus(self.bias_rho).square())
+        return mean + torch.sqrt(variance + 1e-20) * torch.randn_like(mean)
+
+    @torch.jit.export
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """One draw of weights and biases, differentiable in means and rho."""
+        weight = self.weight_mean + F.softplus(self.weight_rho) * torch.randn_like(self.weight_mean)
+        return weight, self.bias_mean + F.softplus(self.bias_rho) * torch.randn_like(self.bias_mean)
+
+    @torch.jit.export
+    def kl(self) -> Tensor:
+        """Kullback-Leibler divergence of the posterior from the prior, nats."""
+        return gaussian_kl(self.weight_mean, F.softplus(self.weight_rho), self.weight_prior) + gaussian_kl(
+            self.bias_mean, F.softplus(self.bias_rho), self.bias_prior
+        )
+
+
+def inverse_softplus(value: float) -> float:
+    """The number whose softplus is `value`."""
+    return value + math.log(-math.expm1(-value))
+
+
+def inverse_softplus_tensor(values: Tensor) -> Tensor:
+    """`inverse_softplus` of every element."""
+    wide = values.double()
+    return (wide + torch.log(-torch.expm1(-wide))).to(values.dtype)
+
+
+def gaussian_kl(mean: Tensor, sigma: Tensor, prior: float) -> Tensor:
+    """Sum of KL[N(mean, sigma^2) || N(0, prior^2)] over the elements, nats."""
+    ratio = sigma / prior
+    shift = mean / prior
+    return 0.5 * (ratio.square() + shift.square() - 1.0 - 2.0 * torch.log(ratio)).sum()
+
+
+class DensityNetwork(nn.Module):
+    """The network as it is trained: DenseNet-like blocks of `BayesianLinear`, GELU, weighted additive skips.
+
+    Parameters
+    ----------
+    spec : NetworkSpec
+    n_features : int
+    columns : list of int
+        Column ranges of distances, ``[start, stop, ...]``, that `transform_features` replaces.
+    length : float
+        Decay length of that transform in angstrom; 0 for raw distances.
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        n_features: int,
+        columns: list[int],
+        length: float = 0.0,
+        prior_scale: float = 1.0,
+        initial_scale: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.n_layers = spec.layers
+        self.columns = torch.jit.annotate(list[int], [int(c) for c in columns])
+        self.length = float(length)
+        self.linears = nn.ModuleList(
+            BayesianLinear(n_in, n_out, prior_scale, initial_scale) for n_out, n_in in spec.shapes(n_features)
+        )
+        # At least one column, so that the tensor is never empty: a block of one layer has no skip.
+        self.skip = nn.Parameter(torch.full((spec.blocks, max(1, spec.layers - 1)), 0.5))
+        self.register_buffer("feature_mean", torch.zeros(n_features))
+        self.register_buffer("feature_std", torch.ones(n_features))
+
+    def standardise(self, features: Tensor) -> Tensor:
+        """Raw features (n, F) to the network's inputs."""
+        x = transform_features(features, self.columns, self.length)
+        return (x - self.feature_mean) / self.feature_std
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Standardised density and log variance, (n, 2), at the means of the posterior."""
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        for layer in self.linears:
+            weights.append(layer.weight_mean)
+            biases.append(layer.bias_mean)
+        return propagate(self.standardise(features), weights, biases, self.skip, self.n_layers)
+
+    @torch.jit.export
+    def sample(self, features: Tensor) -> Tensor:
+        """As `forward`, for weights drawn from the posterior anew for every point."""
+        h = self.standardise(features)
+        last = len(self.linears) - 1
+        for i, layer in enumerate(self.linears):
+            z = layer.sample(h)
+            if i == last:
+                h = z
+            else:
+                a = F.gelu(z)
+                j = i % self.n_layers
+                if j > 0:
+                    a = a + self.skip[i // self.n_layers, j - 1] * h
+                h = a
+        return h
+
+    @torch.jit.export
+    def sample_shared(self, features: Tensor) -> Tensor:
+        """As `forward`, for one draw of the weights that all points share: half the arithmetic of `sample`."""
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        for layer in self.linears:
+            w, b = layer.draw()
+            weights.append(w)
+            biases.append(b)
+        return propagate(self.standardise(features), weights, biases, self.skip, self.n_layers)
+
+    @torch.jit.export
+    def kl(self) -> Tensor:
+        """Kullback-Leibler divergence of all weights and biases from the prior, nats."""
+        total = torch.zeros([], device=self.skip.device)
+        for layer in self.linears:
+            total = total + layer.kl()
+        return total
+
+
+class PredictionNetwork(nn.Module):
+    """The network as it predicts: plain tensors, standardised features in, float32 out; scripted and frozen.
+
+    Holds float32 or bfloat16 hidden weights and a float32 output layer. ``variances`` given, `forward` returns
+    (output (n, 2), epistemic variance (n,)) by `propagate_variance`; without them the variance is empty.
+    """
+
+    def __init__(
+        self,
+        weights: list[Tensor],
+        biases: list[Tensor],
+        skip: Tensor,
+        layers: int,
+        dtype: torch.dtype = torch.float32,
+        weight_variances: list[Tensor] | None = None,
+        bias_variances: list[Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        last = len(weights) - 1
+        self.n_layers = layers
+        self.analytic = weight_variances is not None
+        self.register_buffer("skip", skip.detach().to(dtype))
+        self.layers = nn.ModuleList()
+        for i in range(last + 1):
+            kind = torch.float32 if i == last and dtype == torch.bfloat16 else dtype
+            w_var = weight_variances[i] if weight_variances is not None else torch.zeros(0)
+            b_var = bias_variances[i] if bias_variances is not None else torch.zeros(0)
+            self.layers.append(_Constants(weights[i], biases[i], w_var, b_var, kind))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, F) standardised features in the network's dtype -> output (n, 2), variance (n,) or (0,)."""
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        weight_variances: list[Tensor] = []
+        bias_variances: list[Tensor] = []
+        for layer in self.layers:
+            weights.append(layer.weight)
+            biases.append(layer.bias)
+            weight_variances.append(layer.weight_variance)
+            bias_variances.append(layer.bias_variance)
+        if self.analytic:
+            return propagate_variance(
+                x, weights, biases, weight_variances, bias_variances, self.skip, self.n_layers
+            )
+        return propagate(x, weights, biases, self.skip, self.n_layers), torch.zeros(0, device=x.device)
+
+
+class _Constants(nn.Module):
+    """Tensors of one layer of `PredictionNetwork`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, weight_variance: Tensor, bias_variance: Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.detach().to(dtype).contiguous())
+        self.register_buffer("bias", bias.detach().to(dtype).contiguous())
+        self.register_buffer("weight_variance", weight_variance.detach().to(dtype).contiguous())
+        self.register_buffer("bias_variance", bias_variance.detach().to(dtype).contiguous())

@@ -1,0 +1,498 @@
+"""Models: the specification, the file, and the fast evaluation of features.
+
+A model file is one safetensors file: tensors, and the specification as JSON in its metadata. It holds no code, so
+loading one from a stranger is safe. TorchScript is used in this module alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpurho.descriptors import DescriptorSpec
+from gpurho.errors import GpurhoError, ModelError, SettingsError
+from gpurho.evaluator import Evaluator
+from gpurho.layers import (
+    LOG_VARIANCE_LIMITS,
+    DensityNetwork,
+    NetworkSpec,
+    PredictionNetwork,
+    inverse_softplus_tensor,
+    transform_features,
+)
+from gpurho.uncertainty import CalibrationFactors
+
+FORMAT = "gpurho-model"
+FORMAT_VERSION = 1
+METADATA_KEY = "gpurho"
+DATA_FOLDER = Path(__file__).parent / "data"
+MAX_FILE_BYTES = 2 * 2**30
+TARGETS = ("density",)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model is: everything of it but its tensors, as JSON can hold it.
+
+    Parameters
+    ----------
+    descriptor : DescriptorSpec
+        Features, and the species in their order.
+    valence : dict
+        Electrons that each species brings, by symbol.
+    network : NetworkSpec
+    density_mean, density_std : float, e/angstrom^3
+        Mean and standard deviation of the training target, which the network's output is scaled by.
+    distance_length : float, angstrom
+        Distances d enter the network as ``exp(-d / distance_length)``; 0 for the distances themselves.
+    target : str
+        "density".
+    calibration_factors : CalibrationFactors
+    training, dft, metrics, calibration, provenance : dict
+        How it was trained, the settings of the labels, and what it reached on held-out snapshots.
+    """
+
+    descriptor: DescriptorSpec
+    valence: dict[str, float]
+    network: NetworkSpec = field(default_factory=NetworkSpec)
+    density_mean: float = 0.0
+    density_std: float = 1.0
+    distance_length: float = 0.0
+    target: str = "density"
+    calibration_factors: CalibrationFactors = field(default_factory=CalibrationFactors)
+    training: dict[str, Any] = field(default_factory=dict)
+    dft: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+    library_version: str = ""
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise ModelError(f"model target {self.target!r} is not known; this version knows {', '.join(TARGETS)}")
+        missing = [s for s in self.species if s not in self.valence]
+        if missing:
+            raise ModelError(f"model names no valence electrons for {', '.join(missing)}")
+        for name in ("density_mean", "density_std", "distance_length"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+                raise ModelError(f"model {name} {value!r} is not a finite number")
+        if self.density_std <= 0 or self.distance_length < 0:
+            raise ModelError(f"model density_std {self.density_std} or distance_length {self.distance_length} is out of range")
+
+    @property
+    def species(self) -> tuple[str, ...]:
+        """Chemical symbols the model knows."""
+        return self.descriptor.species
+
+    def distance_columns(self) -> list[int]:
+        """Column ranges of the distances among the features, ``[start, stop, start, stop, ...]``."""
+        d = self.descriptor
+        per_species = d.n_distances + d.n_angle_atoms * d.n_angle_neighbors
+        return [n for s in range(len(d.species)) for n in (s * per_species, s * per_species + d.n_distances)]
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of every tensor of the model file; all are float32."""
+        n = self.descriptor.n_features
+        shapes: dict[str, tuple[int, ...]] = {
+            "feature_mean": (n,),
+            "feature_std": (n,),
+            "skip": (self.network.blocks, max(1, self.network.layers - 1)),
+        }
+        for i, (rows, columns) in enumerate(self.network.shapes(n)):
+            for kind in ("mean", "sigma"):
+                shapes[f"layers.{i}.weight_{kind}"] = (rows, columns)
+                shapes[f"layers.{i}.bias_{kind}"] = (rows,)
+        return shapes
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["descriptor"] = self.descriptor.to_dict()
+        values["network"] = vars(self.network)
+        values["calibration_factors"] = vars(self.calibration_factors)
+        return {"format": FORMAT, **values}
+
+    def to_json(self) -> str:
+        """JSON text; `from_json` reads it back."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "model") -> ModelSpec:
+        """From `to_json`; `where` names the source in error messages."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ModelError(f"{where}: the specification is not JSON ({error})") from None
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise ModelError(f"{where}: the specification is not one of a gpurho model")
+        version = values.get("format_version")
+        if not isinstance(version, int) or version < 1:
+            raise ModelError(f"{where}: format_version {version!r} is not a whole number from 1 up")
+        if version > FORMAT_VERSION:
+            raise ModelError(
+                f"{where}: format_version {version} is newer than {FORMAT_VERSION}, the newest this version reads; upgrade gpurho"
+            )
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ModelError(f"{where}: the specification has unknown entries {unknown}")
+        try:
+            values["descriptor"] = DescriptorSpec.from_dict(values["descriptor"])
+            values["network"] = NetworkSpec(**values["network"])
+            values["calibration_factors"] = CalibrationFactors(**values["calibration_factors"])
+            return cls(**values)
+        except KeyError as error:
+            raise ModelError(f"{where}: the specification has no entry {error}") from None
+        except (GpurhoError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"{where}: {error}") from None
+
+
+class DensityModel:
+    """A trained model: its specification and its tensors.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+    tensors : mapping of str to Tensor
+        float32, with the names and shapes of ``spec.tensor_shapes()``.
+    """
+
+    def __init__(self, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> None:
+        shapes = spec.tensor_shapes()
+        _check_names(set(shapes), set(tensors), "model")
+        for name, shape in shapes.items():
+            _check_tensor(tensors[name], name, shape)
+        self.spec = spec
+        self.tensors = {name: tensors[name].detach().cpu().contiguous() for name in shapes}
+
+    # --- parts -------------------------------------------------------------------------------------------------
+
+    def _layers(self, what: str) -> list[Tensor]:
+        return [self.tensors[f"layers.{i}.{what}"] for i in range(self.spec.network.n_hidden + 1)]
+
+    def prediction_network(
+        self, dtype: torch.dtype = torch.float32, analytic: bool = True, tensors: list[list[Tensor]] | None = None
+    ) -> PredictionNetwork:
+        """The network in plain tensors; `tensors` = [weights, biases] replaces the means."""
+        weights, biases = tensors or [self._layers("weight_mean"), self._layers("bias_mean")]
+        variances = [[t.square() for t in self._layers(f"{k}_sigma")] for k in ("weight", "bias")] if analytic else [None, None]
+        return PredictionNetwork(
+            weights, biases, self.tensors["skip"], self.spec.network.layers, dtype, variances[0], variances[1]
+        )
+
+    @classmethod
+    def from_network(cls, spec: ModelSpec, network: DensityNetwork) -> DensityModel:
+        """The model of a trained network."""
+        tensors = {k: getattr(network, k) for k in ("feature_mean", "feature_std", "skip")}
+        for i, layer in enumerate(network.linears):
+            for kind in ("weight", "bias"):
+                tensors[f"layers.{i}.{kind}_mean"] = getattr(layer, f"{kind}_mean")
+                tensors[f"layers.{i}.{kind}_sigma"] = nn.functional.softplus(getattr(layer, f"{kind}_rho"))
+        return cls(spec, {k: v.detach().clone() for k, v in tensors.items()})
+
+    def network(self) -> DensityNetwork:
+        """A network to train further, with this model's posterior."""
+        spec = self.spec
+        net = DensityNetwork(spec.network, spec.descriptor.n_features, spec.distance_columns(), spec.distance_length)
+        with torch.no_grad():
+            for name in ("feature_mean", "feature_std", "skip"):
+                getattr(net, name).copy_(self.tensors[name])
+            for i, layer in enumerate(net.linears):
+                for kind in ("weight", "bias"):
+                    getattr(layer, f"{kind}_mean").copy_(self.tensors[f"layers.{i}.{kind}_mean"])
+                    rho = inverse_softplus_tensor(self.tensors[f"layers.{i}.{kind}_sigma"])
+                    getattr(layer, f"{kind}_rho").copy_(rho)
+        return net
+
+    def with_spec(self, **changes: Any) -> DensityModel:
+        """The same tensors with entries of the specification replaced."""
+        return DensityModel(replace(self.spec, **changes), self.tensors)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides predictions: tensors, descriptor, network, scaling, calibration factors."""
+        values = self.spec.to_dict()
+        names = ("descriptor", "network", "density_mean", "density_std", "distance_length", "target", "calibration_factors")
+        digest = hashlib.sha256(json.dumps({n: values[n] for n in names}, sort_keys=True).encode())
+        for name in sorted(self.tensors):
+            digest.update(name.encode())
+            digest.update(self.tensors[name].numpy().tobytes())
+        return digest.hexdigest()
+
+    # --- evaluation --------------------------------------------------------------------------------------------
+
+    def evaluator(
+        self,
+        device: str = "cpu",
+        precision: str = "auto",
+        uncertainty: str | None = "analytic",
+        samples: int = 30,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> Evaluator:
+        """The fast path from features to densities; see `gpurho.evaluator.Evaluator`."""
+        from gpurho.evaluator import check_uncertainty, resolve_device, resolve_precision
+
+        where = resolve_device(device)
+        resolved = resolve_precision(precision, where)
+        check_uncertainty(uncertainty, samples)
+        dtype = torch.bfloat16 if resolved == "bf16" else torch.float32
+        networks = [_scripted(self.prediction_network(dtype, analytic=uncertainty == "analytic"), where)]
+        if uncertainty == "sampled":
+            for index in range(samples):
+                networks.append(_scripted(self._sampled_network(dtype, seed, index), where))
+        factors = self.spec.calibration_factors
+        return Evaluator(
+            networks,
+            feature_mean=self.tensors["feature_mean"],
+            feature_std=self.tensors["feature_std"],
+            columns=self.spec.distance_columns(),
+            length=self.spec.distance_length,
+            density_mean=self.spec.density_mean,
+            density_std=self.spec.density_std,
+            factors=(factors.aleatoric, factors.epistemic),
+            device=where,
+            precision=resolved,
+            uncertainty=uncertainty,
+            batch_size=batch_size,
+        )
+
+    def _sampled_network(self, dtype: torch.dtype, seed: int, index: int) -> PredictionNetwork:
+        from gpurho.uncertainty import draw_weights
+
+        kinds = ("weight", "bias")
+        means = [t for k in kinds for t in self._layers(f"{k}_mean")]
+        drawn = draw_weights(means, [t for k in kinds for t in self._layers(f"{k}_sigma")], seed, index)
+        half = len(drawn) // 2
+        return self.prediction_network(dtype, analytic=False, tensors=[drawn[:half], drawn[half:]])
+
+    # --- files -------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model file, whole or not at all."""
+        from safetensors.torch import save
+
+        data = save(self.tensors, metadata={METADATA_KEY: self.spec.to_json()})
+        write_atomic(path, data)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> DensityModel:
+        """Read a model file; everything is checked against its specification before a tensor is read.
+
+        Raises
+        ------
+        ModelError
+            For a file that is missing, damaged, of a newer format, or does not fit its specification.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        spec = read_spec(path)
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                shapes = spec.tensor_shapes()
+                _check_names(set(shapes), set(file.keys()), str(path))
+                for name, shape in shapes.items():
+                    part = file.get_slice(name)
+                    if tuple(part.get_shape()) != shape or part.get_dtype() != "F32":
+                        raise ModelError(
+                            f"{path}: tensor {name} is {part.get_dtype()} {tuple(part.get_shape())}; the specification says F32 {shape}"
+                        )
+                tensors = {name: file.get_tensor(name) for name in shapes}
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: the model file is damaged ({error})") from None
+        try:
+            return cls(spec, tensors)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from None
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write a self-contained TorchScript archive for C++ and other hosts.
+
+        Its ``forward`` takes raw float32 features (n, n_features) and returns (mean, aleatoric, epistemic) in
+        e/angstrom^3; the specification lies in its extra file ``spec.json``. A TorchScript archive is code: read
+        it back with `load_exported`, from sources you trust only.
+        """
+        with _quiet_script():
+            script = torch.jit.freeze(torch.jit.script(_Exported(self).eval()))
+            buffer = _save_script(script, self.spec.to_json())
+        write_atomic(path, buffer)
+
+
+class _Exported(nn.Module):
+    """Raw features to (mean, aleatoric, epistemic), float32, in one module."""
+
+    def __init__(self, model: DensityModel) -> None:
+        super().__init__()
+        spec = model.spec
+        self.network = model.prediction_network(torch.float32, analytic=True)
+        self.register_buffer("feature_mean", model.tensors["feature_mean"])
+        self.register_buffer("feature_std", model.tensors["feature_std"])
+        self.columns = torch.jit.annotate(list[int], spec.distance_columns())
+        self.length, self.offset, self.scale = float(spec.distance_length), float(spec.density_mean), float(spec.density_std)
+        self.aleatoric_factor = float(spec.calibration_factors.aleatoric)
+        self.epistemic_factor = float(spec.calibration_factors.epistemic)
+        self.low, self.high = LOG_VARIANCE_LIMITS
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = (transform_features(features, self.columns, self.length) - self.feature_mean) / self.feature_std
+        out, variance = self.network(x)
+        log_variance = torch.clamp(out[:, 1], self.low, self.high)
+        mean = out[:, 0] * self.scale + self.offset
+        aleatoric = torch.exp(0.5 * log_variance) * (self.scale * self.aleatoric_factor)
+        return mean, aleatoric, torch.sqrt(variance) * (self.scale * self.epistemic_factor)
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A TorchScript archive read back: call it with features (n, n_features)."""
+
+    spec: ModelSpec
+    module: Any
+
+    def __call__(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(mean, aleatoric, epistemic), each (n,), e/angstrom^3."""
+        with torch.inference_mode():
+            return self.module(features)
+
+
+def load_exported(path: str | os.PathLike[str], trusted: bool = False) -> ExportedModel:
+    """Read an archive that `DensityModel.export` wrote.
+
+    Raises
+    ------
+    ModelError
+        Without ``trusted=True``, since a TorchScript archive is code that runs here; or for a damaged file.
+    """
+    if trusted is not True:
+        raise ModelError(f"{path}: a TorchScript archive is code that would run here; pass trusted=True if you trust its source")
+    extra = {"spec.json": ""}
+    try:
+        with _quiet_script():
+            module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ModelError(f"{path}: not a readable TorchScript archive ({str(error).splitlines()[0]})") from None
+    text = extra["spec.json"]
+    return ExportedModel(ModelSpec.from_json(text if isinstance(text, str) else text.decode(), str(path)), module)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One line about a model file."""
+
+    name: str
+    path: Path
+    spec: ModelSpec
+
+
+def list_models(folder: str | os.PathLike[str] | None = None) -> list[ModelInfo]:
+    """The models that come with the library (or lie in `folder`), by name; reads specifications only."""
+    where = DATA_FOLDER if folder is None else Path(folder)
+    return [ModelInfo(p.stem, p, read_spec(p)) for p in sorted(where.glob("*.safetensors"))]
+
+
+def load_model(name_or_path: str | os.PathLike[str]) -> DensityModel:
+    """A model by the name of a shipped one ("al") or by the path of its file."""
+    path = Path(name_or_path)
+    shipped = {p.stem: p for p in DATA_FOLDER.glob("*.safetensors")}
+    if str(name_or_path) in shipped and not path.is_file():
+        path = shipped[str(name_or_path)]
+    if not path.is_file():
+        known = ", ".join(sorted(shipped)) or "none"
+        raise ModelError(f"model {str(name_or_path)!r} is neither a file nor a shipped model (shipped: {known})")
+    return DensityModel.load(path)
+
+
+def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
+    """The specification of a model file, without its tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        size = os.path.getsize(path)
+        if size > MAX_FILE_BYTES:
+            raise ModelError(f"{path}: {size} bytes is more than a model file may have ({MAX_FILE_BYTES})")
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error})") from None
+    except SafetensorError as error:
+        raise ModelError(f"{path}: not a readable safetensors file ({error})") from None
+    if METADATA_KEY not in metadata:
+        raise ModelError(f"{path}: a safetensors file without a gpurho specification")
+    return ModelSpec.from_json(metadata[METADATA_KEY], str(path))
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old one or the new one and nothing between."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ModelError(f"{target}: cannot be written ({error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _quiet_script() -> Iterator[None]:
+    """TorchScript without the notices of its deprecation, which a user can do nothing about."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit.*")
+        yield
+
+
+def _scripted(network: PredictionNetwork, device: torch.device) -> Any:
+    with _quiet_script():
+        return torch.jit.freeze(torch.jit.script(network.to(device).eval()))
+
+
+def _save_script(script: Any, spec: str) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    torch.jit.save(script, buffer, _extra_files={"spec.json": spec.encode()})
+    return buffer.getvalue()
+
+
+def _check_names(expected: set[str], found: set[str], where: str) -> None:
+    if expected != found:
+        missing, extra = sorted(expected - found), sorted(found - expected)
+        raise ModelError(f"{where}: tensors do not fit the specification: missing {missing[:3]}, unexpected {extra[:3]}")
+
+
+def _check_tensor(tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+        raise ModelError(f"tensor {name} is {tensor.dtype} {tuple(tensor.shape)}; the specification says float32 {shape}")
+    if not torch.isfinite(tensor).all():
+        raise ModelError(f"tensor {name} has values that are not finite")
+    if (name.endswith("_sigma") or name == "feature_std") and not bool((tensor > 0).all()):
+        raise ModelError(f"tensor {name} has values that are not positive")
+
+
+__all__ = [
+    "DensityModel",
+    "Evaluator",
+    "ExportedModel",
+    "ModelInfo",
+    "ModelSpec",
+    "SettingsError",
+    "list_models",
+    "load_exported",
+    "load_model",
+    "read_spec",
+    "write_atomic",
+]

@@ -1,0 +1,310 @@
+"""Where finished tiles go: arrays in memory, or one HDF5 file that survives being killed.
+
+While it is being written it is called ``*.part``, with a journal beside it (`gpurho.journal`). Chunks are compressed
+here and handed to HDF5 as they are, so that their bytes are in the file as soon as they are written. A resumed run
+replays the verified chunks into a new file with the same calls, which gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpurho.density import Density, region_grid
+from gpurho.densityfile import COLUMNS, Layout, compress_tile, create_file, open_density, write_tables
+from gpurho.errors import GpurhoError, ModelError, OutputExistsError, StoreError
+from gpurho.fields import NAMES, Correction, Totals
+from gpurho.journal import Journal, Lock, first_difference, read_journal
+from gpurho.partition import Tile
+
+SYNC_SECONDS = 10.0
+"""Most seconds of work that a failure of the machine, not of the process, can cost."""
+
+
+@dataclass(frozen=True)
+class FinishedTile:
+    """A tile ready for its sink: totals, the chunks' stored bytes (or arrays), and checksums."""
+
+    tile: Tile
+    totals: Totals
+    payload: tuple[Any, ...]
+    crc: tuple[int, ...] = ()
+    stored_crc: tuple[int, ...] = ()
+
+
+def checked_totals(
+    tile: Tile, values: Sequence[NDArray[np.float32]], n_capped: int, n_tied: int
+) -> Totals:
+    """The sums of a tile; raises `ModelError` when the network gave anything but finite numbers."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        totals = Totals.of_block(*values, n_capped=n_capped, n_tied=n_tied)
+    if not totals.finite:
+        bad = sum(int((~np.isfinite(value)).sum()) for value in values)
+        raise ModelError(
+            f"the model gave {bad} values that are not finite in tile {tile.index} (points {tile.start} to"
+            f" {tile.stop}); the tile was not stored: check the model, or try precision='fp32'"
+        )
+    return totals
+
+
+class MemorySink:
+    """Keeps the fields as arrays over the region."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.done: frozenset[int] = frozenset()
+        self._grid = region_grid(layout.grid, layout.region)
+        self._low = layout.tiles.start
+        try:
+            self._arrays = {name: np.empty(self._grid.shape, dtype=np.float32) for name in layout.names}
+        except MemoryError:
+            raise StoreError(
+                f"the field needs {layout.raw_bytes / 2**30:.3g} GiB of memory; pass out='rho.h5' to stream it to disk"
+            ) from None
+        self._totals: list[Totals] = []
+
+    def encode(self, tile: Tile, values: Sequence[NDArray[np.float32]], n_capped: int, n_tied: int) -> FinishedTile:
+        """Check a tile; any thread may call this."""
+        return FinishedTile(tile, checked_totals(tile, values, n_capped, n_tied), tuple(values))
+
+    def write(self, finished: FinishedTile) -> None:
+        """Keep a tile."""
+        tile = finished.tile
+        box = tuple(slice(a - lo, b - lo) for a, b, lo in zip(tile.start, tile.stop, self._low, strict=True))
+        for name, value in zip(self.layout.names, finished.payload, strict=True):
+            self._arrays[name][box] = value.reshape(tile.shape)
+        self._totals.append(finished.totals)
+
+    @property
+    def totals(self) -> Totals:
+        """Sums over the tiles written."""
+        return Totals.merged(self._totals)
+
+    def finish(self, correction: Correction) -> Density:
+        """The field."""
+        arrays = [self._arrays.get(name) for name in NAMES]
+        layout = self.layout
+        info = {**layout.provenance, "settings": layout.settings, "region": layout.region}
+        mean = arrays[0]
+        assert mean is not None  # every layout has a mean
+        return Density(
+            self._grid,
+            layout.structure,
+            mean,
+            arrays[1],
+            arrays[2],
+            totals=self.totals,
+            correction=correction,
+            info=info,
+        )
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class FileSink:
+    """Writes the tiles of a prediction to one HDF5 file, in order, so that a killed run can go on.
+
+    Parameters
+    ----------
+    path : Path
+        The output. Until `finish` the work lies in ``<path>.part`` and ``<path>.journal``.
+    layout : Layout
+    resume : bool
+        Go on with an unfinished file of the same settings; otherwise start again and replace what is there.
+
+    Raises
+    ------
+    OutputExistsError
+        When there is an output of other settings, finished or not; the message names the setting.
+    StoreError
+        When another process writes the same output, or the disk cannot hold it.
+    """
+
+    def __init__(self, path: Path, layout: Layout, resume: bool = True) -> None:
+        self.path, self.layout = path, layout
+        self._part = path.with_name(path.name + ".part")
+        self._journal_path = path.with_name(path.name + ".journal")
+        if not path.parent.is_dir():
+            raise StoreError(f"folder {path.parent} does not exist; create it or give another output")
+        try:
+            self._lock = Lock(path.with_name(path.name + ".lock"), path)
+        except OSError as error:
+            raise StoreError(f"cannot write in {path.parent}: {error.strerror}; give another output") from None
+        self._totals: dict[int, Totals] = {}
+        self._crc: dict[int, tuple[int, ...]] = {}
+        self._h5: Any = None
+        self._journal: Journal | None = None
+        self._synced = time.monotonic()
+        try:
+            self._begin(resume)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def done(self) -> frozenset[int]:
+        """Numbers of the tiles that the file holds."""
+        return frozenset(self._totals)
+
+    @property
+    def totals(self) -> Totals:
+        """Sums over the tiles that the file holds."""
+        return Totals.merged(self._totals.values())
+
+    # -- start and recovery ---------------------------------------------------------------------------------
+
+    def _begin(self, resume: bool) -> None:
+        records = read_journal(self._journal_path) if resume else []
+        if records:
+            difference = first_difference(self.layout.settings, records[0].get("settings", {}))
+            if difference is not None:
+                name, wanted, found = difference
+                raise OutputExistsError(
+                    f"{self._part} is an unfinished prediction with {name} {found!r}, not {wanted!r};"
+                    " give another output, or resume=False (--no-resume) to replace it"
+                )
+        free = shutil.disk_usage(self.path.parent).free
+        if free < 0.4 * self.layout.raw_bytes:
+            raise StoreError(
+                f"{self.path.parent} has {free / 2**30:.3g} GiB free and the output needs about"
+                f" {0.75 * self.layout.raw_bytes / 2**30:.3g} GiB; free space or give another output"
+            )
+        # Chunks of a killed run are copied into fresh files, which take the old ones' place once they hold them all.
+        new_part = self._part.with_name(self._part.name + ".new")
+        new_journal = self._journal_path.with_name(self._journal_path.name + ".new")
+        for leftover in (new_part, new_journal):
+            leftover.unlink(missing_ok=True)
+        with self._guarded():
+            self._h5 = create_file(new_part, self.layout)
+            self._journal = Journal(new_journal)
+            self._journal.append({"journal": 1, "settings": self.layout.settings})
+            if len(records) > 1 and self._part.exists():
+                self._replay(records[1:])
+            os.replace(new_part, self._part)
+            os.replace(new_journal, self._journal_path)
+            self._journal.path = self._journal_path
+
+    def _replay(self, records: list[dict[str, Any]]) -> None:
+        with open(self._part, "rb") as old:
+            for record in records:
+                chunks = []
+                for offset, size, crc in zip(record["offset"], record["size"], record["stored_crc"], strict=True):
+                    old.seek(offset)
+                    data = old.read(size)
+                    if zlib.crc32(data) != crc:
+                        # Lost with the machine's memory, in order of writing: this tile and the rest are made again.
+                        return
+                    chunks.append(data)
+                totals = Totals(**{name: record["sums"][name] for name in COLUMNS})
+                tile = self.layout.tiles[record["tile"]]
+                self.write(FinishedTile(tile, totals, tuple(chunks), tuple(record["crc"]), tuple(record["stored_crc"])))
+
+    # -- tiles ----------------------------------------------------------------------------------------------
+
+    def encode(self, tile: Tile, values: Sequence[NDArray[np.float32]], n_capped: int, n_tied: int) -> FinishedTile:
+        """Check, sum and compress a tile; any thread may call this."""
+        totals = checked_totals(tile, values, n_capped, n_tied)
+        crc = tuple(zlib.crc32(np.ascontiguousarray(value, dtype="<f4")) for value in values)
+        stored = tuple(compress_tile(value, tile, self.layout.chunk) for value in values)
+        return FinishedTile(tile, totals, stored, crc, tuple(zlib.crc32(data) for data in stored))
+
+    def write(self, finished: FinishedTile) -> None:
+        """Append a tile and its line in the journal; one thread only, in the order of the tiles."""
+        tile, chunk = finished.tile, self.layout.chunk
+        coordinate = tuple(a // c * c for a, c in zip(tile.start, chunk, strict=True))
+        offsets = []
+        with self._guarded():
+            for name, data in zip(self.layout.names, finished.payload, strict=True):
+                dataset = self._h5[name].id
+                dataset.write_direct_chunk(coordinate, data)
+                offsets.append(int(dataset.get_chunk_info_by_coord(coordinate).byte_offset))
+            assert self._journal is not None  # opened with the file
+            self._journal.append(
+                {
+                    "tile": tile.index,
+                    "offset": offsets,
+                    "size": [len(data) for data in finished.payload],
+                    "stored_crc": finished.stored_crc,
+                    "crc": finished.crc,
+                    "sums": asdict(finished.totals),
+                }
+            )
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(self._h5.id.get_vfd_handle())
+                self._journal.sync()
+                self._synced = time.monotonic()
+        self._totals[tile.index] = finished.totals
+        self._crc[tile.index] = finished.crc
+
+    # -- end ------------------------------------------------------------------------------------------------
+
+    def finish(self, correction: Correction) -> Density:
+        """Write the tables, give the file its name, and open it."""
+        tiles = self.layout.tiles
+        missing = len(tiles) - len(self._totals)
+        if missing:
+            raise StoreError(f"{missing} of {len(tiles)} tiles of {self.path} are missing; run the same command again")
+        with self._guarded():
+            write_tables(self._h5, self.layout, [self._totals[i] for i in range(len(tiles))], self._crc, correction)
+            self._h5.close()
+            self._h5 = None
+            _sync_file(self._part)
+            os.replace(self._part, self.path)
+            _sync_file(self.path.parent)
+        self._journal_path.unlink(missing_ok=True)
+        self.close()
+        return open_density(self.path)
+
+    def close(self) -> None:
+        """Release file and lock; what is written stays for a later run."""
+        if self._h5 is not None:
+            # After an error the file may refuse to flush; its chunks and the journal are what counts.
+            with suppress(OSError, RuntimeError):
+                self._h5.close()
+            self._h5 = None
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        self._lock.release()
+
+    def _guarded(self) -> _Guard:
+        return _Guard(self)
+
+
+class _Guard:
+    """Turns failures of the file system into a `StoreError` that says what is safe."""
+
+    def __init__(self, sink: FileSink) -> None:
+        self._sink = sink
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is None or isinstance(error, GpurhoError) or not isinstance(error, (OSError, RuntimeError)):
+            return
+        sink = self._sink
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).split("\n")[0]
+        raise StoreError(
+            f"cannot write {sink.path}: {reason}; {len(sink.done)} of {len(sink.layout.tiles)} tiles are safe in"
+            f" {sink.path.name}.part: make room and run the same command again"
+        ) from error
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

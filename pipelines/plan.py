@@ -1,0 +1,159 @@
+"""What a prediction will cost, found before any work."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gpurho.pipelines.settings import Job, settle
+from gpurho.pipelines.tiling import QUEUE, Stages, encoder_threads, max_tile_points
+
+from gpurho.partition import Tile
+from gpurho.structure import Structure
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from gpurho.model import DensityModel
+
+PROBE_POINTS = 20
+"""Points along each axis of the box that is timed: 8000 in all."""
+
+COMPRESSION = 0.75
+"""Size of float32 fields after shuffle and gzip, measured on densities of bf16 noise."""
+
+BASE_BYTES = 500 * 2**20
+"""Memory of the process with its libraries loaded."""
+
+ATOM_BYTES = 400
+"""Memory of an atom at the peak, while the neighbours of all atoms are found."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of a prediction. Bytes are of the output before and after compression; memory is that of the host."""
+
+    n_atoms: int
+    electrons: float
+    model: str
+    device: str
+    precision: str
+    uncertainty: str | None
+    grid_shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    n_points: int
+    tile_shape: tuple[int, int, int]
+    n_tiles: int
+    memory_bytes: int
+    field_bytes: int
+    file_bytes: int
+    points_per_second: float
+    feature_seconds: float
+    network_seconds: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        nx, ny, nz = self.grid_shape
+        steps = " x ".join(f"{s:.3f}" for s in self.spacing)
+        return "\n".join(
+            [
+                f"atoms    {self.n_atoms:,} ({self.electrons:g} valence electrons), model {self.model}",
+                f"grid     {nx} x {ny} x {nz} points, steps {steps} angstrom; {self.n_points:,} to predict",
+                f"tiles    {self.n_tiles:,} of {' x '.join(map(str, self.tile_shape))}",
+                f"device   {self.device}, {self.precision}, uncertainty {self.uncertainty or 'none'}",
+                f"memory   {self.memory_bytes / 2**30:.2f} GiB streaming to disk;"
+                f" {(self.memory_bytes + self.field_bytes) / 2**30:.2f} GiB with the field in memory",
+                f"output   about {self.file_bytes / 2**20:,.1f} MiB ({self.field_bytes / 2**20:,.1f} before compression)",
+                f"time     about {human_seconds(self.seconds)} at {self.points_per_second:,.0f} points/s"
+                f" (descriptors {human_seconds(self.feature_seconds)}, network {human_seconds(self.network_seconds)})",
+            ]
+        )
+
+
+def plan(atoms: Atoms | Structure, model: str | Path | DensityModel = "auto", **settings: Any) -> Plan:
+    """What `gpurho.predict` with the same arguments will cost: points, tiles, memory, bytes and time.
+
+    All checks of `predict` are made. The time comes from a short run of the real stages on a few thousand points in
+    the middle of the grid.
+
+    Parameters
+    ----------
+    atoms, model, **settings
+        As for `predict`; ``out``, ``resume`` and ``progress`` are taken and change nothing.
+    """
+    for name in ("out", "resume", "progress"):
+        settings.pop(name, None)
+    return plan_job(settle(atoms, model, **settings))
+
+
+def plan_job(job: Job) -> Plan:
+    """The plan of a job that `settle` made."""
+    n = job.tiles.n_points
+    feature_rate, network_rate = _probe(job)
+    feature_seconds, network_seconds = n / feature_rate, n / network_rate
+    seconds = feature_seconds + network_seconds
+    tile = max_tile_points(job)
+    host_features = 0 if job.device.startswith("cuda") else 4 * job.model.spec.descriptor.n_features
+    # Points of the tile in float64, features, and the results that are in the queue twice (raw and compressed).
+    per_point = 2 * 24 + host_features + 8 * len(job.names) * (QUEUE + encoder_threads(job))
+    steps = np.linalg.norm(job.grid.steps, axis=1)
+    field_bytes = 4 * len(job.names) * n
+    return Plan(
+        n_atoms=len(job.structure),
+        electrons=job.electrons,
+        model=job.model_name,
+        device=job.device,
+        precision=job.precision,
+        uncertainty=job.uncertainty,
+        grid_shape=job.grid.shape,
+        spacing=(float(steps[0]), float(steps[1]), float(steps[2])),
+        n_points=n,
+        tile_shape=job.tiles.tile_shape,
+        n_tiles=len(job.tiles),
+        memory_bytes=BASE_BYTES + ATOM_BYTES * len(job.structure) + tile * per_point,
+        field_bytes=field_bytes,
+        file_bytes=int(COMPRESSION * field_bytes),
+        points_per_second=n / seconds,
+        feature_seconds=feature_seconds,
+        network_seconds=network_seconds,
+        seconds=seconds,
+    )
+
+
+def _probe(job: Job) -> tuple[float, float]:
+    """Points per second of the descriptors and of the network, timed on the job's own atoms, after a warm-up."""
+    stages = Stages(job)
+    start, stop = [], []
+    for a, b, t in zip(job.tiles.start, job.tiles.stop, job.tiles.tile_shape, strict=True):
+        size = min(PROBE_POINTS, b - a, t)
+        start.append((a + b - size) // 2)
+        stop.append(start[-1] + size)
+    box = Tile(0, (start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+    spent = (0.0, 0.0)
+    for _ in range(3):
+        begin = time.perf_counter()
+        features, _, _ = stages.features(box)
+        stages.synchronize()
+        middle = time.perf_counter()
+        stages.fetch(stages.network(features))()
+        spent = (middle - begin, time.perf_counter() - middle)
+    return box.n_points / spent[0], box.n_points / spent[1]
+
+
+def human_seconds(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.3g} min"
+    return f"{seconds / 3600:.3g} h" if seconds < 172800 else f"{seconds / 86400:.3g} days"
+
+
+__all__ = ["Plan", "human_seconds", "plan", "plan_job"]

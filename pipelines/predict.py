@@ -1,0 +1,192 @@
+"""From atoms to the electron density with error bars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpurho.pipelines.plan import Plan, plan
+from gpurho.pipelines.settings import Job, settle
+from gpurho.pipelines.tiling import Sink, Timing, run_tiles
+
+from gpurho.density import Density
+from gpurho.densityfile import existing_difference, open_density
+from gpurho.errors import OutputExistsError, StoreError
+from gpurho.fields import Correction
+from gpurho.grid import Grid
+from gpurho.store import FileSink, MemorySink
+from gpurho.structure import Structure
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from gpurho.model import DensityModel
+
+MEMORY_SHARE = 0.8
+"""Share of the free memory that a field in memory may take."""
+
+__all__ = ["Plan", "plan", "predict", "run_job"]
+
+
+def predict(
+    atoms: Atoms | Structure,
+    model: str | Path | DensityModel = "auto",
+    *,
+    devices: int | None = None,
+    device: str | None = None,
+    client: Any = None,
+    spacing: float | None = None,
+    grid: Grid | Sequence[int] | None = None,
+    uncertainty: str | None = "analytic",
+    samples: int = 30,
+    seed: int = 0,
+    conserve: str | None = None,
+    region: Sequence[Sequence[int]] | None = None,
+    out: str | Path | None = None,
+    resume: bool = True,
+    precision: str = "auto",
+    progress: bool = True,
+    tile_shape: Sequence[int] | None = None,
+) -> Density:
+    """Predict the electron density of a structure, with error bars, tile by tile.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms or Structure
+    model : str, path or DensityModel
+        "auto" takes the shipped model that knows the species of the structure and the fewest others.
+    devices, client
+        For clusters; this version predicts on one device, and other values raise.
+    device : str, optional
+        "cpu" or "cuda[:n]"; by default the GPU where there is one. A device that is not there is an error.
+    spacing : float, angstrom, optional
+        Largest step of the grid along each cell vector; by default that of the model's training data, or 0.2.
+    grid : Grid or 3 ints, optional
+        A grid, or the shape of one over the cell, instead of `spacing`.
+    uncertainty : "analytic", "sampled" or None
+        One pass that propagates variances; `samples` passes with weights drawn from `seed`; or the mean alone.
+    conserve : "uniform", "uncertainty" or None
+        Make the integral the number of valence electrons: by one factor (paper, equation 6), or by a shift in
+        proportion to the variance. See `gpurho.fields.Correction`.
+    region : ((i0, i1), (j0, j1), (k0, k1)), optional
+        Predict only this box of grid points (stops exclusive); `region_of` finds it from fractional coordinates.
+    out : path, optional
+        HDF5 file that the tiles stream to, in bounded memory. A run that was interrupted, in whatever way, goes on
+        where it stopped when it is called again, and gives the same file, byte for byte. A finished file of the same
+        settings is opened and returned.
+    resume : bool
+        False starts again and replaces what is at `out`.
+    precision : "auto", "bf16" or "fp32"
+    progress : bool
+        A progress bar, if standard error is a terminal.
+    tile_shape : 3 ints
+        Points of a tile; (64, 64, 64) by default. Bits of the result are those of the tile shape.
+
+    Returns
+    -------
+    Density
+        In memory, or lazy on the file.
+
+    Raises
+    ------
+    UnknownSpeciesError, StructureError, GridError, SettingsError, DeviceError, ModelError
+        Before any work, each naming the value and the remedy.
+    OutputExistsError
+        `out` exists and was made with other settings; the message names the setting.
+    StoreError
+        The field does not fit into memory, or the disk failed; the message says what is safe.
+    """
+    job = settle(
+        atoms,
+        model,
+        devices=devices,
+        device=device,
+        client=client,
+        spacing=spacing,
+        grid=grid,
+        uncertainty=uncertainty,
+        samples=samples,
+        seed=seed,
+        conserve=conserve,
+        region=region,
+        precision=precision,
+        tile_shape=tile_shape,
+    )
+    return run_job(job, out, resume=resume, progress=progress)
+
+
+def run_job(job: Job, out: str | Path | None = None, *, resume: bool = True, progress: bool = True) -> Density:
+    """Do a job that `settle` made; see `predict`."""
+    sink: Sink
+    if out is None:
+        _check_memory(job)
+        sink = MemorySink(job.layout())
+    else:
+        path = Path(out)
+        if path.is_dir():
+            raise StoreError(f"{path} is a folder; give the name of a file, e.g. {path / 'rho.h5'}")
+        if path.exists() and resume:
+            difference = existing_difference(path, job.settings())
+            if difference is None:
+                return open_density(path)
+            name, wanted, found = difference
+            raise OutputExistsError(
+                f"{path} exists and was made with {name} {_short(found)}, not {_short(wanted)}; give another output, or"
+                " resume=False (--no-resume) to replace it"
+            )
+        sink = FileSink(path, job.layout(), resume)
+    try:
+        timing = _run(job, sink, progress)
+        correction = Correction.conserving(job.conserve, sink.totals, job.grid.dv, job.electrons)
+        density = sink.finish(correction)
+    finally:
+        sink.close()
+    density.info["timing"] = {**asdict(timing), "points_per_second": timing.points_per_second}
+    return density
+
+
+def _run(job: Job, sink: Sink, progress: bool) -> Timing:
+    from tqdm import tqdm
+
+    before = sum(job.tiles[i].n_points for i in sink.done)
+    with tqdm(
+        total=job.tiles.n_points,
+        initial=before,
+        unit=" points",
+        unit_scale=True,
+        desc=f"density of {len(job.structure)} atoms",
+        # None: quiet unless standard error is a terminal.
+        disable=None if progress else True,
+    ) as bar:
+        return run_tiles(job, sink, lambda n: (bar.update(n), None)[1])
+
+
+def _check_memory(job: Job) -> None:
+    import psutil
+
+    # Electron conservation makes a second copy of the fields when they are looked at.
+    need = job.layout().raw_bytes * (2 if job.conserve else 1)
+    free = psutil.virtual_memory().available
+    if need > MEMORY_SHARE * free:
+        raise StoreError(
+            f"the field of {job.tiles.n_points:.3g} points needs {need / 2**30:.3g} GiB of memory and"
+            f" {free / 2**30:.3g} GiB are free; pass out='rho.h5' (--out) to stream it to disk, or a larger spacing"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:28] + "..." + text[-28:]
+
+
+def region_of(grid: Grid, low: Sequence[float], high: Sequence[float]) -> tuple[tuple[int, int], ...]:
+    """The box of grid points with fractional coordinates from `low` up to `high` (exclusive), for ``region=``."""
+    import math
+
+    box = []
+    for a, b, n in zip(low, high, grid.shape, strict=True):
+        # The small slack keeps a fraction that names a point from losing it through rounding.
+        box.append((max(0, math.ceil(a * n - 1e-9)), min(n, math.ceil(b * n - 1e-9))))
+    return tuple(box)

@@ -1,0 +1,219 @@
+"""The loop over tiles: descriptors and network on one device, compression and writing behind them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from gpurho.pipelines.settings import Job
+from numpy.typing import NDArray
+
+from gpurho.density import Density
+from gpurho.fields import Correction, Totals
+from gpurho.partition import Tile
+from gpurho.store import FinishedTile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+QUEUE = 4
+"""Finished tiles that may wait for compression and writing; together with the tile at work they bound the memory."""
+
+
+class Sink(Protocol):
+    """Where tiles go; see `gpurho.store`."""
+
+    @property
+    def done(self) -> frozenset[int]: ...
+    @property
+    def totals(self) -> Totals: ...
+    def encode(
+        self, tile: Tile, values: list[NDArray[np.float32]], n_capped: int, n_tied: int
+    ) -> FinishedTile: ...
+    def write(self, finished: FinishedTile) -> None: ...
+    def finish(self, correction: Correction) -> Density: ...
+    def close(self) -> None: ...
+
+
+@dataclass
+class Timing:
+    """Seconds by stage. `wait` is the time that the device stood still for the sink."""
+
+    setup: float = 0.0
+    features: float = 0.0
+    network: float = 0.0
+    wait: float = 0.0
+    total: float = 0.0
+    n_points: int = 0
+
+    @property
+    def points_per_second(self) -> float:
+        """Points over the time of the whole run."""
+        return self.n_points / self.total if self.total > 0 else 0.0
+
+
+class Background:
+    """Encodes tiles in a few threads and writes them in order in one more; errors come back at the next tile."""
+
+    def __init__(self, sink: Sink, threads: int) -> None:
+        self._sink = sink
+        self._encoders = ThreadPoolExecutor(threads, thread_name_prefix="gpurho-encode")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="gpurho-write")
+        self._pending: deque[Future[None]] = deque()
+        self._depth = QUEUE + threads
+        self._failed = False
+
+    def submit(self, tile: Tile, values: list[NDArray[np.float32]], n_capped: int, n_tied: int) -> None:
+        """Hand a tile over; waits when too many are in hand."""
+        while len(self._pending) >= self._depth or (self._pending and self._pending[0].done()):
+            self._pending.popleft().result()
+        encoded = self._encoders.submit(self._sink.encode, tile, values, n_capped, n_tied)
+        self._pending.append(self._writer.submit(self._write, encoded))
+
+    def _write(self, encoded: Future[FinishedTile]) -> None:
+        # After a failure nothing more is written, so that the tiles of a file always lie in order.
+        if self._failed:
+            return
+        try:
+            self._sink.write(encoded.result())
+        except BaseException:
+            self._failed = True
+            raise
+
+    def drain(self) -> None:
+        """Wait for all tiles in hand."""
+        while self._pending:
+            self._pending.popleft().result()
+
+    def stop(self) -> None:
+        """Drop what has not begun and wait for what has."""
+        self._failed = self._failed or bool(self._pending)
+        for pool in (self._encoders, self._writer):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Stages:
+    """Descriptors and network of a job on its device."""
+
+    def __init__(self, job: Job) -> None:
+        import torch
+
+        from gpurho.descriptors import Environment
+
+        self.job = job
+        self.environment = Environment(job.structure, job.model.spec.descriptor, job.device)
+        self.evaluator = job.model.evaluator(
+            device=job.device,
+            precision=job.precision,
+            uncertainty=job.uncertainty,
+            samples=job.samples,
+            seed=job.seed,
+        )
+        self.cuda = job.device.startswith("cuda")
+        self._torch = torch
+        largest = max_tile_points(job)
+        width = job.model.spec.descriptor.n_features
+        # One buffer for all tiles: gigabytes of fresh pages would cost more than the descriptors.
+        self._features: Any = (
+            torch.empty((largest, width), dtype=torch.float32, device=job.device)
+            if self.cuda
+            else np.empty((largest, width), dtype=np.float32)
+        )
+
+    def features(self, tile: Tile) -> tuple[Tensor, int, int]:
+        """Descriptors of a tile on the device, and the points capped and tied; valid until the next call."""
+        made = self.environment.tile_features(self.job.grid, tile, out=self._features[: tile.n_points])
+        values = made.values if self.cuda else self._torch.from_numpy(made.values)
+        return values, made.n_capped, made.n_tied
+
+    def network(self, features: Tensor) -> list[Tensor]:
+        """Mean and, where wanted, both standard deviations, on the device."""
+        with self._torch.inference_mode():
+            return [value for value in self.evaluator(features) if value is not None]
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.cuda:
+            self._torch.cuda.synchronize(self.job.device)
+
+    def fetch(self, values: list[Tensor]) -> Callable[[], list[NDArray[np.float32]]]:
+        """Begin the copy of results to the host; the function returned waits for it."""
+        if not self.cuda:
+            arrays = [value.numpy() for value in values]
+            return lambda: arrays
+        host = [self._torch.empty(v.shape, dtype=v.dtype, pin_memory=True) for v in values]
+        for target, value in zip(host, values, strict=True):
+            target.copy_(value, non_blocking=True)
+        event = self._torch.cuda.Event()
+        event.record()
+
+        def wait() -> list[NDArray[np.float32]]:
+            event.synchronize()
+            return [target.numpy() for target in host]
+
+        return wait
+
+
+def max_tile_points(job: Job) -> int:
+    """Points of the largest tile of a job."""
+    spans = [b - a for a, b in zip(job.tiles.start, job.tiles.stop, strict=True)]
+    n = 1
+    for span, t in zip(spans, job.tiles.tile_shape, strict=True):
+        n *= min(span, t)
+    return n
+
+
+def encoder_threads(job: Job) -> int:
+    """Threads that compress: one beside a CPU at work; for a GPU half of the cores, since gzip is what is slow."""
+    return max(1, min(8, (os.cpu_count() or 2) // 2)) if job.device.startswith("cuda") else 1
+
+
+def run_tiles(job: Job, sink: Sink, tick: Callable[[int], None]) -> Timing:
+    """Predict all tiles that `sink` does not have yet; `tick` is told the points of each finished tile."""
+    timing = Timing()
+    begin = time.perf_counter()
+    done = sink.done
+    if len(done) == len(job.tiles):
+        return timing
+    stages = Stages(job)
+    timing.setup = time.perf_counter() - begin
+    background = Background(sink, encoder_threads(job))
+    waiting: tuple[Tile, Callable[[], list[NDArray[np.float32]]], int, int] | None = None
+
+    def hand_over() -> None:
+        if waiting is not None:
+            tile, fetched, n_capped, n_tied = waiting
+            background.submit(tile, fetched(), n_capped, n_tied)
+            tick(tile.n_points)
+            timing.n_points += tile.n_points
+
+    try:
+        for tile in job.tiles:
+            if tile.index in done:
+                continue
+            start = time.perf_counter()
+            features, n_capped, n_tied = stages.features(tile)
+            middle = time.perf_counter()
+            values = stages.fetch(stages.network(features))
+            end = time.perf_counter()
+            # The tile before this one comes down while the device works on this one.
+            hand_over()
+            waiting = (tile, values, n_capped, n_tied)
+            timing.features += middle - start
+            timing.network += end - middle
+            timing.wait += time.perf_counter() - end
+        start = time.perf_counter()
+        hand_over()
+        background.drain()
+        timing.wait += time.perf_counter() - start
+    finally:
+        background.stop()
+    timing.total = time.perf_counter() - begin
+    return timing
+
