@@ -17,7 +17,7 @@ lint: $(STAMP)
 	$(BIN)/python -m pip install --quiet ruff mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy gpurho kernels pipelines
 
 # A wheel built from the checkout, installed into a new environment and tried from elsewhere.
 wheel-test: $(STAMP)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 
-def aluminium(n_atoms: int, seed: int = 0):  # type: ignore[no-untyped-def]
+def aluminium(n_atoms: int, seed: int = 0):
     """About `n_atoms` atoms of fcc aluminium, displaced by 0.1 angstrom at random."""
     from ase.build import bulk
 

@@ -62,7 +62,7 @@ class TileSet(Sequence[Tile]):
             n *= b - a
         return n
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a Sequence: int -> Tile, slice -> list
+    def __getitem__(self, index):  # a Sequence: int -> Tile, slice -> list
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         i = int(index)
@@ -108,4 +108,4 @@ def make_tiles(
     if len(box) != 3 or any(not 0 <= a < b <= n for (a, b), n in zip(box, grid.shape, strict=False)):
         raise GridError(f"region {region!r} is empty or leaves the grid {grid.shape}; give three (start, stop) pairs")
     start, stop = (box[0][0], box[1][0], box[2][0]), (box[0][1], box[1][1], box[2][1])
-    return TileSet(start, stop, shape)  # type: ignore[arg-type]
+    return TileSet(start, stop, shape)

@@ -17,11 +17,11 @@ NEAR_ATOM = np.float32(0.05)
 
 
 @intrinsic
-def compare_exchange(typing_context, base, low, high):  # type: ignore[no-untyped-def]
+def compare_exchange(typing_context, base, low, high):
     """Order two rows of 64 int32 at byte offsets from an address: the smaller values go to `low`."""
     signature = types.void(types.uintp, types.int32, types.int32)
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, arguments):
         vector = ir.VectorType(ir.IntType(32), W)
         pointers = [
             builder.inttoptr(builder.add(arguments[0], builder.zext(x, ir.IntType(64))), vector.as_pointer())
@@ -38,7 +38,7 @@ def compare_exchange(typing_context, base, low, high):  # type: ignore[no-untype
 
 
 @njit(error_model="numpy")
-def aligned(rows, dtype):  # type: ignore[no-untyped-def]
+def aligned(rows, dtype):
     """An uninitialised (rows, 64) array of 4-byte items that starts on a cache line."""
     n = np.int64(rows)
     buffer = np.empty(n * W + 16, dtype)
@@ -47,7 +47,7 @@ def aligned(rows, dtype):  # type: ignore[no-untyped-def]
 
 
 @njit(error_model="numpy")
-def kth(values, n, k, scratch):  # type: ignore[no-untyped-def]
+def kth(values, n, k, scratch):
     """The k-th smallest (from 0) of ``values[:n]``; infinity where there are fewer."""
     if k >= n:
         return np.inf
@@ -80,7 +80,7 @@ def kth(values, n, k, scratch):  # type: ignore[no-untyped-def]
 
 
 @njit(error_model="numpy")
-def sphere(points, order, first, last):  # type: ignore[no-untyped-def]
+def sphere(points, order, first, last):
     """Centre of the bounding box of some points and the largest distance to it."""
     low = points[order[first]].copy()
     high = low.copy()
@@ -100,7 +100,7 @@ def sphere(points, order, first, last):  # type: ignore[no-untyped-def]
 
 
 @njit(error_model="numpy")
-def cell_range(centre, radius, origin, edge, shape):  # type: ignore[no-untyped-def]
+def cell_range(centre, radius, origin, edge, shape):
     low = np.empty(3, np.int64)
     high = np.empty(3, np.int64)
     for d in range(3):
@@ -110,7 +110,7 @@ def cell_range(centre, radius, origin, edge, shape):  # type: ignore[no-untyped-
 
 
 @njit(error_model="numpy")
-def gather(positions, start, centre, radius, low, high, shape, ids, distances2):  # type: ignore[no-untyped-def]
+def gather(positions, start, centre, radius, low, high, shape, ids, distances2):
     """Atoms of one species within a sphere: their indices and squared distances (OUTPUT); returns how many."""
     n = 0
     if high[2] < low[2]:
@@ -131,7 +131,7 @@ def gather(positions, start, centre, radius, low, high, shape, ids, distances2):
 
 
 @njit(error_model="numpy")
-def bound(start, low, high, shape):  # type: ignore[no-untyped-def]
+def bound(start, low, high, shape):
     """Number of atoms of one species in a range of cells: the room that `gather` needs."""
     n = 0
     if high[2] < low[2]:
@@ -144,7 +144,7 @@ def bound(start, low, high, shape):  # type: ignore[no-untyped-def]
 
 
 @njit(error_model="numpy")
-def shrink(ids, distances2, n, radius, out):  # type: ignore[no-untyped-def]
+def shrink(ids, distances2, n, radius, out):
     """The candidates within `radius`, into `out` (OUTPUT); returns how many."""
     kept = 0
     for i in range(n):
@@ -155,7 +155,7 @@ def shrink(ids, distances2, n, radius, out):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=True, error_model="numpy")
-def pack_keys(cx, cy, cz, gx, gy, gz, n, padded, scale, index_mask, keys):  # type: ignore[no-untyped-def]
+def pack_keys(cx, cy, cz, gx, gy, gz, n, padded, scale, index_mask, keys):
     """Fixed-point squared distance | candidate, per candidate and lane (OUTPUT: keys); rows from n up are invalid."""
     for c in range(n):
         ax = cx[c]
@@ -173,7 +173,7 @@ def pack_keys(cx, cy, cz, gx, gy, gz, n, padded, scale, index_mask, keys):  # ty
 
 
 @njit(fastmath=True, error_model="numpy")
-def distances_of_keys(keys, n_distances, index_mask, inverse_scale, cutoff, distances):  # type: ignore[no-untyped-def]
+def distances_of_keys(keys, n_distances, index_mask, inverse_scale, cutoff, distances):
     """Distances of the sorted keys, at most the cutoff (OUTPUT: distances)."""
     for c in range(n_distances):
         for lane in range(W):
@@ -183,7 +183,7 @@ def distances_of_keys(keys, n_distances, index_mask, inverse_scale, cutoff, dist
 
 
 @njit(fastmath=True, error_model="numpy")
-def near_cosines(cx, cy, cz, gx, gy, gz, bonds, n_near, n_neighbors, norms, cosines):  # type: ignore[no-untyped-def]
+def near_cosines(cx, cy, cz, gx, gy, gz, bonds, n_near, n_neighbors, norms, cosines):
     """Distances and cosines of every near candidate at every lane (OUTPUT: norms, cosines)."""
     for c in range(n_near):
         ax = cx[c]
@@ -212,9 +212,7 @@ def near_cosines(cx, cy, cz, gx, gy, gz, bonds, n_near, n_neighbors, norms, cosi
 
 
 @njit(fastmath=True, error_model="numpy")
-def sort_out(  # type: ignore[no-untyped-def]
-    keys, norms, cosines, mask, n_distances, n_fine, n_angle_atoms, n_neighbors, cutoff, fine, table
-):
+def sort_out(keys, norms, cosines, mask, n_distances, n_fine, n_angle_atoms, n_neighbors, cutoff, fine, table):
     """Put the exact distances of the nearest ranks and the cosines in the order of the keys (OUTPUT: fine, table).
 
     `table` has a row per column of the descriptors and holds the distances of the keys already.
@@ -233,7 +231,7 @@ def sort_out(  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=True, error_model="numpy")
-def flag_lanes(fine, table, n_distances, n_fine, n_whole, gap, far, exact):  # type: ignore[no-untyped-def]
+def flag_lanes(fine, table, n_distances, n_fine, n_whole, gap, far, exact):
     """Mark the lanes that need the exact path (OUTPUT: exact): near ties, missing atoms, an atom at the point."""
     for c in range(1, n_whole + 1):
         for lane in range(W):
@@ -250,7 +248,7 @@ def flag_lanes(fine, table, n_distances, n_fine, n_whole, gap, far, exact):  # t
 
 
 @njit(error_model="numpy")
-def flag_tied(keys, near_tied, mask, n_angle_atoms, exact):  # type: ignore[no-untyped-def]
+def flag_tied(keys, near_tied, mask, n_angle_atoms, exact):
     """Mark the lanes one of whose nearest atoms has ambiguous neighbours (OUTPUT: exact)."""
     for c in range(n_angle_atoms):
         for lane in range(W):
@@ -258,7 +256,7 @@ def flag_tied(keys, near_tied, mask, n_angle_atoms, exact):  # type: ignore[no-u
 
 
 @njit(error_model="numpy")
-def write_rows(table, width, order, first, n_lanes, column, out):  # type: ignore[no-untyped-def]
+def write_rows(table, width, order, first, n_lanes, column, out):
     """Copy the lanes of `table` to the rows of their points (OUTPUT: out)."""
     # A cache line of columns at a time: the rows of the table that it reads stay in the first-level cache.
     for start in range(0, width, 16):

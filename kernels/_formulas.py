@@ -20,7 +20,7 @@ AT_POINT = 1.0e-6
 """An atom closer to the grid point than this (angstrom) is at the point: its direction is undefined, its cosine 0."""
 
 
-def squared_distance(ax, ay, az, bx, by, bz):  # type: ignore[no-untyped-def]
+def squared_distance(ax, ay, az, bx, by, bz):
     """Squared distance between two points."""
     dx = ax - bx
     dy = ay - by
@@ -28,7 +28,7 @@ def squared_distance(ax, ay, az, bx, by, bz):  # type: ignore[no-untyped-def]
     return dx * dx + dy * dy + dz * dz
 
 
-def cosine(ux, uy, uz, vx, vy, vz):  # type: ignore[no-untyped-def]
+def cosine(ux, uy, uz, vx, vy, vz):
     """Cosine between two vectors; 0 where one of them is shorter than `AT_POINT`."""
     uu = ux * ux + uy * uy + uz * uz
     vv = vx * vx + vy * vy + vz * vz
@@ -37,7 +37,7 @@ def cosine(ux, uy, uz, vx, vy, vz):  # type: ignore[no-untyped-def]
     return (ux * vx + uy * vy + uz * vz) / math.sqrt(uu * vv)
 
 
-def insert_descending(out, row, start, stride, filled, slots, value):  # type: ignore[no-untyped-def]
+def insert_descending(out, row, start, stride, filled, slots, value):
     """Put `value` into the descending list ``out[row, start::stride]`` of at most `slots` entries.
 
     `filled` entries hold values already; returns how many do afterwards. The smallest falls out of a full list.
@@ -56,7 +56,7 @@ def insert_descending(out, row, start, stride, filled, slots, value):  # type: i
     return filled
 
 
-def sift_down(keys, items, row, i, n):  # type: ignore[no-untyped-def]
+def sift_down(keys, items, row, i, n):
     """Restore the min-heap below node `i` of the first `n` entries of ``keys[row]``, moving ``items[row]`` along."""
     key = keys[row, i]
     item = items[row, i]
@@ -75,9 +75,7 @@ def sift_down(keys, items, row, i, n):  # type: ignore[no-untyped-def]
     items[row, i] = item
 
 
-def order_nearest(  # type: ignore[no-untyped-def]
-    px, py, pz, positions, candidates, n_candidates, reach, n_keep, n_whole, tolerance, keys, items, row
-):
+def order_nearest(px, py, pz, positions, candidates, n_candidates, reach, n_keep, n_whole, tolerance, keys, items, row):
     """Nearest atoms of a point in ascending distance, by a heap: no capacity but the length of `keys`.
 
     Orders at least `n_keep` atoms (all, where there are fewer), and as many more as the shell of atom `n_whole` has.
@@ -115,7 +113,7 @@ def order_nearest(  # type: ignore[no-untyped-def]
     return ordered, n
 
 
-def cosine_row(  # type: ignore[no-untyped-def]
+def cosine_row(
     ux, uy, uz, atom, neighbor_start, neighbor_vectors, neighbor_distances, n_neighbors, tolerance, scratch, row
 ):
     """Cosines at the point between one atom (at u from the point) and its nearest atoms, to ``scratch[row]`` (OUTPUT).
@@ -155,7 +153,7 @@ def cosine_row(  # type: ignore[no-untyped-def]
     return tied
 
 
-def shell_end(keys, row, n, ordered, i, tolerance):  # type: ignore[no-untyped-def]
+def shell_end(keys, row, n, ordered, i, tolerance):
     """One past the last entry of the shell that starts at entry `i` of an ordered list (see `order_nearest`)."""
     anchor = keys[row, n - 1 - i]
     end = i + 1
@@ -164,7 +162,7 @@ def shell_end(keys, row, n, ordered, i, tolerance):  # type: ignore[no-untyped-d
     return end
 
 
-def species_features(  # type: ignore[no-untyped-def]
+def species_features(
     px, py, pz, positions, owners, keys, items, row, n, ordered, neighbor_start, neighbor_vectors, neighbor_distances,
     n_distances, n_angle_atoms, n_neighbors, cutoff, tolerance, scratch, out, out_row, column
 ):  # fmt: skip
@@ -215,7 +213,7 @@ def species_features(  # type: ignore[no-untyped-def]
     return tied
 
 
-def cross_features(  # type: ignore[no-untyped-def]
+def cross_features(
     px, py, pz, positions, keys, items, row_a, n_a, ordered_a, row_b, n_b, ordered_b, n_cross, tolerance, out, out_row,
     column
 ):  # fmt: skip

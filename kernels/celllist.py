@@ -53,11 +53,12 @@ def bin_atoms(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], bin_width
     order = np.argsort(flat, kind="stable")
     start = np.searchsorted(flat[order], np.arange(shape.prod() + 1)).astype(np.int64)
     fractional = np.ascontiguousarray(wrapped[order])
-    return AtomBins(fractional, order.astype(np.int32), start, shape, np.ascontiguousarray(cell), inverse, pbc)
+    rows = np.array(cell, dtype=np.float64, order="C")
+    return AtomBins(fractional, order.astype(np.int32), start, shape, rows, np.asarray(inverse, np.float64), pbc)
 
 
 @njit(cache=True)
-def _visit(fractional, owners, start, shape, cell, pbc, low, high, fill, out_positions, out_owners):  # type: ignore[no-untyped-def]
+def _visit(fractional, owners, start, shape, cell, pbc, low, high, fill, out_positions, out_owners):
     """Count the images whose fractional coordinates lie in [low, high]; where `fill`, write them (OUTPUT) too."""
     first = np.empty(3, np.int64)
     last = np.empty(3, np.int64)

@@ -51,7 +51,7 @@ def _make_driver(version: int) -> Any:
     """The compiled driver; `version` is part of the key of Numba's cache, which knows nothing of called functions."""
 
     @njit(parallel=True, error_model="numpy", cache=True)
-    def fill_features(  # type: ignore[no-untyped-def]
+    def fill_features(
         points, order, batch_start, block_start, positions, owners, cell_start, origin, edge, shape,
         neighbor_start, neighbor_vectors, neighbor_distances, bonds, tied_atoms,
         n_distances, n_angle_atoms, n_neighbors, n_cross, cutoff, tolerance,
@@ -129,9 +129,10 @@ def _make_driver(version: int) -> Any:
                             + (positions[a, 1] - centre[1]) ** 2
                             + (positions[a, 2] - centre[2]) ** 2
                         )
-                    far = min(
-                        math.sqrt(kth(distances2, n_ids[s], n_sorted - 1, scratch)) + 2 * radius, reach + radius
-                    ) + PAD
+                    far = (
+                        min(math.sqrt(kth(distances2, n_ids[s], n_sorted - 1, scratch)) + 2 * radius, reach + radius)
+                        + PAD
+                    )
                     fine = min(math.sqrt(kth(distances2, n_ids[s], n_fine - 1, scratch)) + 2 * radius + PAD, far)
                     # Near candidates first, so that those whose cosines are computed have the lowest indices.
                     n_near = 0
