@@ -115,6 +115,10 @@ class Density:
         """Whether the field has standard deviations."""
         return len(self._raw) > 1
 
+    def raw_fields(self) -> dict[str, Field]:
+        """The fields as they are stored, before electron conservation, by name."""
+        return dict(self._raw)
+
     def _field(self, name: str) -> Field:
         if name not in self._made:
             raw = self._raw["mean"]

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gpurho.pipelines.settings import Job, settle
-from gpurho.pipelines.tiling import QUEUE, Stages, encoder_threads, max_tile_points
 
 from gpurho.partition import Tile
+from gpurho.pipelines.settings import Job, settle
+from gpurho.pipelines.tiling import QUEUE, Stages, encoder_threads, max_tile_points
 from gpurho.structure import Structure
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Plan:
                 f"memory   {self.memory_bytes / 2**30:.2f} GiB streaming to disk;"
                 f" {(self.memory_bytes + self.field_bytes) / 2**30:.2f} GiB with the field in memory",
                 f"output   about {self.file_bytes / 2**20:,.1f} MiB ({self.field_bytes / 2**20:,.1f} before compression)",
-                f"time     about {human_seconds(self.seconds)} at {self.points_per_second:,.0f} points/s"
+                f"time     about {human_seconds(self.seconds)}, {self.points_per_second:,.0f} points/s"
                 f" (descriptors {human_seconds(self.feature_seconds)}, network {human_seconds(self.network_seconds)})",
             ]
         )

@@ -7,15 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpurho.pipelines.plan import Plan, plan
-from gpurho.pipelines.settings import Job, settle
-from gpurho.pipelines.tiling import Sink, Timing, run_tiles
-
 from gpurho.density import Density
 from gpurho.densityfile import existing_difference, open_density
 from gpurho.errors import OutputExistsError, StoreError
 from gpurho.fields import Correction
 from gpurho.grid import Grid
+from gpurho.pipelines.plan import Plan, plan
+from gpurho.pipelines.settings import Job, settle
+from gpurho.pipelines.tiling import Sink, Timing, run_tiles
 from gpurho.store import FileSink, MemorySink
 from gpurho.structure import Structure
 

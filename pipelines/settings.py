@@ -66,7 +66,7 @@ class Job:
         return float(sum(valence[chemical_symbols[z]] * n for z, n in zip(numbers, counts, strict=True)))
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the numbers of the result, as JSON can hold it; runs with equal settings agree bit for bit."""
+        """All that decides the numbers of the result, as JSON can hold it: equal settings, equal bits."""
         sampled = self.uncertainty == "sampled"
         return {
             "structure": self.structure.fingerprint(),
@@ -125,15 +125,15 @@ def settle(
     _check_whole("samples", samples, 2, 100_000)
     _check_whole("seed", seed, 0, 2**63 - 1)
     if conserve is not None and region is not None:
-        raise SettingsError(f"conserve {conserve!r} needs the whole grid, since a region has no known charge; leave one out")
+        raise SettingsError(f"conserve {conserve!r} needs the whole grid: a region has no known charge; leave one out")
     if conserve == "uncertainty" and uncertainty is None:
-        raise SettingsError("conserve 'uncertainty' needs uncertainties; give uncertainty='analytic' or conserve='uniform'")
+        raise SettingsError("conserve 'uncertainty' needs sigmas; give uncertainty='analytic' or conserve='uniform'")
     structure = as_structure(atoms)
     found, name = _find_model(structure, model)
     where = resolve_device(device)
     mesh = _settle_grid(structure, found, spacing, grid)
     if conserve is not None and not np.allclose(mesh.cell, structure.cell, rtol=0, atol=1e-6):
-        raise SettingsError(f"conserve {conserve!r} needs a grid over the structure's own cell; leave out grid or conserve")
+        raise SettingsError(f"conserve {conserve!r} needs a grid over the structure's cell; leave out grid or conserve")
     shape = DEFAULT_TILE if tile_shape is None else tuple(tile_shape)
     tiles = make_tiles(mesh, shape, region)
     if shape[0] * shape[1] * shape[2] > MAX_TILE_POINTS:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from gpurho.pipelines.settings import Job
 from numpy.typing import NDArray
 
 from gpurho.density import Density
 from gpurho.fields import Correction, Totals
 from gpurho.partition import Tile
+from gpurho.pipelines.settings import Job
 from gpurho.store import FinishedTile
 
 if TYPE_CHECKING:

@@ -1,0 +1,295 @@
+"""The command line: ``gpurho predict al.xyz --out rho.h5`` and its sisters."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from gpurho.errors import GpurhoError, SettingsError, StructureError
+
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Usage errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 for an error, 2 for wrong usage, 130 when interrupted."""
+    parser = _build_parser()
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    # Threads that wait by spinning slow a shared machine down many times over; OpenMP reads this when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        code: int = options.run(options) or 0
+        sys.stdout.flush()
+        return code
+    except GpurhoError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        out = getattr(options, "out", None)
+        kept = "; run the same command again to go on from the tiles that are done" if out else ""
+        return _fail(f"interrupted{kept}", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing is left to say, not even by the interpreter at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        return _fail("not enough memory; pass --out to stream to disk, or a smaller --tile-shape")
+    except OSError as error:
+        return _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, code: int = 1) -> int:
+    print("gpurho: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+# -- arguments --------------------------------------------------------------------------------------------------
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    from importlib.metadata import PackageNotFoundError, version
+
+    parser = _Parser(prog="gpurho", description="Electron densities with error bars, for systems of millions of atoms.")
+    try:
+        number = version("gpurho")
+    except PackageNotFoundError:
+        number = "0+unknown"
+    parser.add_argument("--version", action="version", version=f"gpurho {number}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+
+    predict = commands.add_parser("predict", help="electron density of a structure, with error bars")
+    _job_arguments(predict)
+    predict.add_argument("--out", type=Path, metavar="FILE", help="stream to this HDF5 file; resumable")
+    predict.add_argument("--no-resume", action="store_true", help="start again and replace what is at --out")
+    predict.add_argument("--plot", type=Path, metavar="FILE", help="write a picture of a slice with its errors")
+    predict.add_argument("--write", type=Path, metavar="FILE", action="append", default=[], help="also *.cube or CHGCAR")
+    predict.add_argument("--quiet", action="store_true", help="no progress bar")
+    predict.add_argument("--json", action="store_true", help="the summary as JSON")
+    predict.set_defaults(run=_predict)
+
+    plan = commands.add_parser("plan", help="points, tiles, memory, bytes and time of a prediction, before any work")
+    _job_arguments(plan)
+    plan.add_argument("--json", action="store_true", help="as JSON")
+    plan.set_defaults(run=_plan)
+
+    convert = commands.add_parser("convert", help="from one density file to another")
+    convert.add_argument("source", type=Path, help="*.h5, *.cube or CHGCAR")
+    convert.add_argument("target", type=Path, help="*.h5, *.cube or CHGCAR")
+    convert.add_argument("--field", default="mean", choices=("mean", "std", "aleatoric", "epistemic"))
+    convert.add_argument("--overwrite", action="store_true", help="replace the target")
+    convert.set_defaults(run=_convert)
+
+    train = commands.add_parser("train", help="train a model on a data set")
+    train.add_argument("dataset", type=Path, help="HDF5 data set")
+    train.add_argument("--out", type=Path, required=True, metavar="FILE", help="model file to write")
+    train.add_argument("--epochs", type=int, metavar="N")
+    train.add_argument("--seed", type=int, metavar="N")
+    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other training setting")
+    train.add_argument("--no-resume", action="store_true", help="do not go on from a checkpoint")
+    train.add_argument("--overwrite", action="store_true", help="replace a finished model")
+    train.add_argument("--quiet", action="store_true", help="no progress bar")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="errors and calibration of a model on a data set")
+    evaluate.add_argument("model", help="name of a shipped model, or a file")
+    evaluate.add_argument("dataset", type=Path, help="HDF5 data set")
+    evaluate.add_argument("--snapshots", metavar="WHICH", help="test, validation, train, all, or numbers: 0,3,5")
+    evaluate.add_argument("--device")
+    evaluate.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
+    evaluate.add_argument("--uncertainty", default="analytic", choices=("analytic", "sampled", "none"))
+    evaluate.add_argument("--samples", type=int, default=30, metavar="N")
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
+    evaluate.add_argument("--json", action="store_true", help="as JSON")
+    evaluate.set_defaults(run=_evaluate)
+
+    models = commands.add_parser("models", help="the models that come with the library")
+    models.add_argument("--json", action="store_true", help="as JSON, with all that is known of each")
+    models.set_defaults(run=_models)
+
+    check = commands.add_parser("check", help="what this machine can do, one line each")
+    check.add_argument("--json", action="store_true", help="as JSON")
+    check.set_defaults(run=_check)
+    return parser
+
+
+def _job_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("structure", type=Path, help="any file that ASE reads: xyz, cif, POSCAR, ...")
+    parser.add_argument("--model", default="auto", help="name of a shipped model, or a file (default: by species)")
+    parser.add_argument("--device", help="cpu or cuda[:n] (default: the GPU where there is one)")
+    parser.add_argument("--devices", type=int, metavar="N", help="number of devices; this version takes one")
+    parser.add_argument("--spacing", type=float, metavar="ANGSTROM", help="largest step of the grid")
+    parser.add_argument("--grid", type=int, nargs=3, metavar=("NX", "NY", "NZ"), help="shape of the grid instead")
+    parser.add_argument("--uncertainty", default="analytic", choices=("analytic", "sampled", "none"))
+    parser.add_argument("--samples", type=int, default=30, metavar="N", help="weight samples of 'sampled' (30)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the weight samples (0)")
+    parser.add_argument("--conserve", choices=("uniform", "uncertainty"), help="make the integral the electron number")
+    parser.add_argument(
+        "--region", type=int, nargs=6, metavar=("I0", "I1", "J0", "J1", "K0", "K1"), help="only this box of grid points"
+    )
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
+    parser.add_argument("--tile-shape", type=int, nargs=3, metavar=("I", "J", "K"), help="points of a tile (64 64 64)")
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    region = options.region
+    return {
+        "model": options.model,
+        "device": options.device,
+        "devices": options.devices,
+        "spacing": options.spacing,
+        "grid": options.grid,
+        "uncertainty": None if options.uncertainty == "none" else options.uncertainty,
+        "samples": options.samples,
+        "seed": options.seed,
+        "conserve": options.conserve,
+        "region": None if region is None else (region[0:2], region[2:4], region[4:6]),
+        "precision": options.precision,
+        "tile_shape": options.tile_shape,
+    }
+
+
+def read_structure(path: Path) -> Any:
+    """The atoms in a file, by ASE; raises `StructureError` in one line whatever the reader raises."""
+    from ase.io import read
+
+    if not path.is_file():
+        raise StructureError(f"structure file {path} does not exist; check the name")
+    try:
+        atoms = read(path)
+    except Exception as error:  # each of ASE's many readers fails in its own way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise StructureError(f"structure file {path} cannot be read: {reason}; give a file that ASE reads") from None
+    return atoms[-1] if isinstance(atoms, list) else atoms
+
+
+# -- commands ---------------------------------------------------------------------------------------------------
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from gpurho.pipelines.predict import run_job
+    from gpurho.pipelines.settings import settle
+    from gpurho.pipelines.summary import summarize, summary_text
+
+    job = settle(read_structure(options.structure), **_settings(options))
+    with run_job(job, options.out, resume=not options.no_resume, progress=not options.quiet) as density:
+        summary = summarize(job, density, options.out)
+        print(json.dumps(summary) if options.json else summary_text(summary))
+        for path in options.write:
+            density.write(path)
+            print(f"wrote    {path}", file=sys.stderr if options.json else sys.stdout)
+        if options.plot is not None:
+            density.plot(options.plot)
+            print(f"picture  {options.plot}", file=sys.stderr if options.json else sys.stdout)
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from gpurho.pipelines.plan import plan
+
+    cost = plan(read_structure(options.structure), **_settings(options))
+    print(json.dumps(cost.to_dict()) if options.json else cost)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from gpurho.pipelines.convert import convert
+
+    print(f"wrote {convert(options.source, options.target, options.field, options.overwrite)}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from gpurho.pipelines.train import train
+
+    settings = dict(_assignment(text) for text in options.set)
+    for name in ("epochs", "seed"):
+        if getattr(options, name) is not None:
+            settings[name] = getattr(options, name)
+    try:
+        result = train(
+            options.dataset,
+            options.out,
+            resume=not options.no_resume,
+            progress=not options.quiet,
+            overwrite=options.overwrite,
+            **settings,
+        )
+    except TypeError as error:
+        raise SettingsError(f"{error}; see gpurho train --help") from None
+    print(result)
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise SettingsError(f"--set {text!r} is not NAME=VALUE; give for instance --set learning_rate=0.001")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from gpurho.pipelines.evaluate import evaluate
+    from gpurho.pipelines.settings import resolve_device
+
+    snapshots: Any = options.snapshots
+    if snapshots is not None and snapshots not in ("test", "validation", "train", "all"):
+        try:
+            snapshots = [int(number) for number in snapshots.split(",")]
+        except ValueError:
+            raise SettingsError(
+                f"snapshots {snapshots!r} are not known; give test, validation, train, all, or numbers: 0,3,5"
+            ) from None
+    report = evaluate(
+        options.model,
+        options.dataset,
+        snapshots=snapshots,
+        device=resolve_device(options.device),
+        precision=options.precision,
+        uncertainty=None if options.uncertainty == "none" else options.uncertainty,
+        samples=options.samples,
+        progress=not options.quiet,
+    )
+    print(json.dumps(report.to_dict()) if options.json else report)
+
+
+def _models(options: argparse.Namespace) -> None:
+    from gpurho.pipelines.models import models
+
+    found = models()
+    if options.json:
+        print(json.dumps([{"name": m.name, "path": str(m.path), "spec": m.spec.to_dict()} for m in found]))
+        return
+    if not found:
+        print("no model is shipped with this installation; train one with gpurho train, and pass --model FILE")
+    for m in found:
+        valence = ", ".join(f"{s} ({m.spec.valence[s]:g} electrons)" for s in m.spec.species)
+        label = ", ".join(f"{k} {v}" for k, v in m.spec.dft.items() if isinstance(v, str | int | float))
+        print(f"{m.name}: {valence}; {m.spec.descriptor.n_features} features" + (f"; {label}" if label else ""))
+
+
+def _check(options: argparse.Namespace) -> None:
+    from gpurho.pipelines.check import check
+
+    lines = check()
+    if options.json:
+        print(json.dumps([line.to_dict() for line in lines]))
+        return
+    width = max(len(line.name) for line in lines)
+    for line in lines:
+        print(f"{'ok' if line.ok else '--':3}{line.name:{width}}  {line.text}")

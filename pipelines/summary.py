@@ -1,0 +1,75 @@
+"""What a finished prediction says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gpurho.density import Density
+from gpurho.pipelines.plan import human_seconds
+from gpurho.pipelines.settings import Job
+
+
+def summarize(job: Job, density: Density, out: Path | None = None) -> dict[str, Any]:
+    """The figures of a prediction as plain values."""
+    totals, timing = density.totals, density.info.get("timing")
+    whole = job.region is None
+    return {
+        "n_atoms": len(job.structure),
+        "species": list(job.structure.symbols),
+        "model": job.model_name,
+        "device": job.device,
+        "precision": job.precision,
+        "uncertainty": job.uncertainty,
+        "grid_shape": list(job.grid.shape),
+        "region": None if whole else [list(pair) for pair in job.region or ()],
+        "n_points": totals.n_points,
+        "electrons": density.electrons,
+        "electrons_predicted": density.electrons_predicted,
+        "electrons_std": density.electrons_std,
+        "electrons_expected": job.electrons if whole else None,
+        "conserve": job.conserve,
+        "mean_std": density.mean_std,
+        "max_std": density.max_std,
+        "min_density": totals.min_mean,
+        "max_density": totals.max_mean,
+        "n_negative": totals.n_negative,
+        "n_capped": totals.n_capped,
+        "n_tied": totals.n_tied,
+        "out": None if out is None else str(out),
+        "out_bytes": None if out is None else out.stat().st_size,
+        "timing": timing,
+    }
+
+
+def summary_text(s: dict[str, Any]) -> str:
+    """A summary for people."""
+    nx, ny, nz = s["grid_shape"]
+    box = "" if s["region"] is None else f", region {s['region']}"
+    lines = [
+        f"atoms    {s['n_atoms']:,} {', '.join(s['species'])}; model {s['model']}, {s['device']}, {s['precision']}",
+        f"points   {s['n_points']:,} of a grid {nx} x {ny} x {nz}{box}",
+    ]
+    error = "" if s["electrons_std"] is None else f" +- {s['electrons_std']:.3g} (an upper bound)"
+    expected = "" if s["electrons_expected"] is None else f"; valence electrons {s['electrons_expected']:g}"
+    lines.append(f"charge   {s['electrons_predicted']:.6g}{error} electrons predicted{expected}")
+    if s["conserve"]:
+        lines.append(f"         {s['electrons']:.9g} after conservation ({s['conserve']})")
+    lines.append(f"density  {s['min_density']:.4g} to {s['max_density']:.4g} e/angstrom^3")
+    if s["mean_std"] is not None:
+        lines.append(f"sigma    {s['mean_std']:.3g} on average, {s['max_std']:.3g} at most, e/angstrom^3")
+    if s["n_negative"]:
+        lines.append(f"warning  {s['n_negative']:,} points have a negative density")
+    if s["n_capped"]:
+        share = s["n_capped"] / s["n_points"]
+        lines.append(f"capped   {s['n_capped']:,} points ({share:.2%}) see fewer atoms than the descriptors count")
+    timing = s["timing"]
+    if timing and timing["n_points"]:
+        parts = {name: timing[name] for name in ("setup", "features", "network", "wait")}
+        shares = ", ".join(f"{name} {value / timing['total']:.1%}" for name, value in parts.items())
+        lines.append(f"time     {human_seconds(timing['total'])}, {timing['points_per_second']:,.0f} points/s ({shares})")
+    elif s["out"]:
+        lines.append("time     none: the file was complete")
+    if s["out"]:
+        lines.append(f"file     {s['out']}, {s['out_bytes'] / 2**20:,.1f} MiB")
+    return "\n".join(lines)
