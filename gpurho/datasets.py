@@ -69,7 +69,9 @@ class Snapshot:
         if self.density.ndim != 3 or self.density.size == 0:
             raise DatasetError(f"{where}: density has shape {self.density.shape}; three axes are expected")
         if not np.isfinite(self.density).all():
-            raise DatasetError(f"{where}: density has {int((~np.isfinite(self.density)).sum())} values that are not finite")
+            raise DatasetError(
+                f"{where}: density has {int((~np.isfinite(self.density)).sum())} values that are not finite"
+            )
         if not (np.isfinite(self.electrons) and self.electrons > 0):
             raise DatasetError(f"{where}: electrons is {self.electrons!r}; a positive number is expected")
         integral = float(self.density.sum(dtype=np.float64)) * self.grid.dv
@@ -88,7 +90,7 @@ class Dataset(Sequence[Snapshot]):
     def __len__(self) -> int:
         return len(self._groups)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a Sequence: int -> Snapshot, slice -> list
+    def __getitem__(self, index):  # a Sequence: int -> Snapshot, slice -> list
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         i = int(index)
@@ -131,8 +133,10 @@ class Dataset(Sequence[Snapshot]):
                 raise DatasetError(f"{where}: has no data set {name!r}")
         shape = group["density"].shape
         if len(shape) != 3 or not 0 < int(np.prod([float(n) for n in shape])) <= MAX_POINTS:
-            raise DatasetError(f"{where}: density has shape {shape}; three axes and at most {MAX_POINTS} points are expected")
-        pbc = group["pbc"][...] if "pbc" in group else (True, True, True)
+            raise DatasetError(
+                f"{where}: density has shape {shape}; three axes and at most {MAX_POINTS} points are expected"
+            )
+        pbc = group["pbc"][...] if "pbc" in group else np.ones(3, bool)
         density = group["density"][...]
         if density.dtype.kind != "f":
             raise DatasetError(f"{where}: density is {density.dtype}; floating point is expected")
@@ -175,7 +179,9 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
                 if kind != FORMAT or version < 1:
                     raise DatasetError(f"{where}: format {kind!r} version {version} is not a {FORMAT}")
                 if version > FORMAT_VERSION:
-                    raise DatasetError(f"{where}: format_version {version} is newer than {FORMAT_VERSION}; upgrade gpurho")
+                    raise DatasetError(
+                        f"{where}: format_version {version} is newer than {FORMAT_VERSION}; upgrade gpurho"
+                    )
                 root = file.get("snapshots")
                 groups = [f"snapshots/{n}" for n in sorted(root)] if isinstance(root, h5py.Group) else []
                 scale = 1.0
@@ -200,10 +206,20 @@ def write_dataset(path: str | os.PathLike[str], snapshots: Iterable[Snapshot], c
                 snapshot.check(f"snapshot {i}")
                 group = root.create_group(f"{i:06d}")
                 s = snapshot.structure
-                for name, value in (("positions", s.positions), ("cell", s.cell), ("numbers", s.numbers), ("pbc", s.pbc)):
+                for name, value in (
+                    ("positions", s.positions),
+                    ("cell", s.cell),
+                    ("numbers", s.numbers),
+                    ("pbc", s.pbc),
+                ):
                     group.create_dataset(name, data=value)
                 group.create_dataset(
-                    "density", data=snapshot.density, chunks=True, shuffle=True, compression="gzip", compression_opts=compression
+                    "density",
+                    data=snapshot.density,
+                    chunks=True,
+                    shuffle=True,
+                    compression="gzip",
+                    compression_opts=compression,
                 )
                 for name, unit in _UNITS.items():
                     group[name].attrs["unit"] = unit

@@ -179,7 +179,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """"fp32" or "bf16": what "auto" means on `device`, or `precision` itself."""
+    """ "fp32" or "bf16": what "auto" means on `device`, or `precision` itself."""
     if precision not in PRECISIONS:
         raise SettingsError(f"precision {precision!r} is not known; give one of {', '.join(PRECISIONS)}")
     if precision != "auto":

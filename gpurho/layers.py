@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 from gpurho.errors import ModelError
 
 N_OUTPUTS = 2
+OUTPUT_ROWS = 16
+"""Rows that the output layer is padded to for prediction."""
+
 LOG_VARIANCE_LIMITS = (-16.0, 10.0)
 """The logarithm of the aleatoric variance is clamped here, in units of the standardised target."""
 
@@ -133,7 +137,8 @@ def propagate_variance(
         local = torch.ops.aten.gelu_backward(delta, preactivations[i])
         h = inputs[i]
         spread = F.linear(h * h, weight_variances[i], bias_variances[i])
-        variance = variance + (local * local * spread).sum(dim=1, dtype=torch.float32).to(variance.dtype)
+        # The output layer, and so `variance`, is float32 where the hidden layers are bfloat16.
+        variance = variance + (local * local * spread).sum(dim=1, dtype=variance.dtype)
         if i > 0:
             j = i % layers
             below = torch.mm(local, weights[i])
@@ -180,12 +185,6 @@ class BayesianLinear(nn.Module):
         return mean + torch.sqrt(variance + 1e-20) * torch.randn_like(mean)
 
     @torch.jit.export
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """One draw of weights and biases, differentiable in means and rho."""
-        weight = self.weight_mean + F.softplus(self.weight_rho) * torch.randn_like(self.weight_mean)
-        return weight, self.bias_mean + F.softplus(self.bias_rho) * torch.randn_like(self.bias_mean)
-
-    @torch.jit.export
     def kl(self) -> Tensor:
         """Kullback-Leibler divergence of the posterior from the prior, nats."""
         return gaussian_kl(self.weight_mean, F.softplus(self.weight_rho), self.weight_prior) + gaussian_kl(
@@ -211,6 +210,31 @@ def gaussian_kl(mean: Tensor, sigma: Tensor, prior: float) -> Tensor:
     return 0.5 * (ratio.square() + shift.square() - 1.0 - 2.0 * torch.log(ratio)).sum()
 
 
+class _DrawWithKL(torch.autograd.Function):
+    """A draw ``mean + softplus(rho) * noise`` and its KL divergence from N(0, prior^2), with their gradients.
+
+    By hand because autograd's many passes over the parameters would take half of a training step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, rho: Tensor, prior: float) -> tuple[Tensor, Tensor]:
+        sigma, noise = F.softplus(rho), torch.randn_like(mean)
+        ctx.save_for_backward(mean, sigma, noise)
+        ctx.prior = prior
+        squares = (mean.ravel().dot(mean.ravel()) + sigma.ravel().dot(sigma.ravel())) / prior**2
+        kl = 0.5 * (squares - mean.numel()) - torch.log(sigma).sum() + mean.numel() * math.log(prior)
+        return torch.addcmul(mean, sigma, noise), kl
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_kl: Tensor) -> tuple[Tensor, Tensor, None]:
+        mean, sigma, noise = ctx.saved_tensors
+        factor = float(grad_kl)
+        grad_mean = torch.add(grad, mean, alpha=factor / ctx.prior**2)
+        grad_sigma = (grad * noise).add_(sigma, alpha=factor / ctx.prior**2).sub_(sigma.reciprocal(), alpha=factor)
+        # d softplus / d rho = 1 - exp(-softplus)
+        return grad_mean, grad_sigma.mul_(torch.expm1(-sigma).neg_()), None
+
+
 class DensityNetwork(nn.Module):
     """The network as it is trained: DenseNet-like blocks of `BayesianLinear`, GELU, weighted additive skips.
 
@@ -223,6 +247,11 @@ class DensityNetwork(nn.Module):
     length : float
         Decay length of that transform in angstrom; 0 for raw distances.
     """
+
+    if TYPE_CHECKING:  # TorchScript reads annotations that exist at run time
+        linears: Any
+        feature_mean: Tensor
+        feature_std: Tensor
 
     def __init__(
         self,
@@ -276,16 +305,22 @@ class DensityNetwork(nn.Module):
                 h = a
         return h
 
-    @torch.jit.export
-    def sample_shared(self, features: Tensor) -> Tensor:
-        """As `forward`, for one draw of the weights that all points share: half the arithmetic of `sample`."""
+    @torch.jit.unused
+    def sample_shared(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, for one draw of the weights that all points share, and `kl` beside it.
+
+        Half the arithmetic of `sample`; draw and divergence share one pass over the parameters (`_DrawWithKL`).
+        """
         weights: list[Tensor] = []
         biases: list[Tensor] = []
+        total = torch.zeros([], device=self.skip.device)
         for layer in self.linears:
-            w, b = layer.draw()
-            weights.append(w)
-            biases.append(b)
-        return propagate(self.standardise(features), weights, biases, self.skip, self.n_layers)
+            weight, weight_kl = _DrawWithKL.apply(layer.weight_mean, layer.weight_rho, layer.weight_prior)
+            bias, bias_kl = _DrawWithKL.apply(layer.bias_mean, layer.bias_rho, layer.bias_prior)
+            weights.append(weight)
+            biases.append(bias)
+            total = total + weight_kl + bias_kl
+        return propagate(self.standardise(features), weights, biases, self.skip, self.n_layers), total
 
     @torch.jit.export
     def kl(self) -> Tensor:
@@ -302,6 +337,10 @@ class PredictionNetwork(nn.Module):
     Holds float32 or bfloat16 hidden weights and a float32 output layer. ``variances`` given, `forward` returns
     (output (n, 2), epistemic variance (n,)) by `propagate_variance`; without them the variance is empty.
     """
+
+    if TYPE_CHECKING:
+        layers: Any
+        skip: Tensor
 
     def __init__(
         self,
@@ -321,9 +360,14 @@ class PredictionNetwork(nn.Module):
         self.layers = nn.ModuleList()
         for i in range(last + 1):
             kind = torch.float32 if i == last and dtype == torch.bfloat16 else dtype
+            weight, bias = weights[i].detach(), biases[i].detach()
+            if i == last:
+                # Products with very few outputs take a kernel that rounds a row by its place in the batch.
+                extra = OUTPUT_ROWS - N_OUTPUTS
+                weight, bias = F.pad(weight, (0, 0, 0, extra)), F.pad(bias, (0, extra))
             w_var = weight_variances[i] if weight_variances is not None else torch.zeros(0)
             b_var = bias_variances[i] if bias_variances is not None else torch.zeros(0)
-            self.layers.append(_Constants(weights[i], biases[i], w_var, b_var, kind))
+            self.layers.append(_Constants(weight, bias, w_var, b_var, kind))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(n, F) standardised features in the network's dtype -> output (n, 2), variance (n,) or (0,)."""
@@ -337,16 +381,21 @@ class PredictionNetwork(nn.Module):
             weight_variances.append(layer.weight_variance)
             bias_variances.append(layer.bias_variance)
         if self.analytic:
-            return propagate_variance(
+            out, variance = propagate_variance(
                 x, weights, biases, weight_variances, bias_variances, self.skip, self.n_layers
             )
-        return propagate(x, weights, biases, self.skip, self.n_layers), torch.zeros(0, device=x.device)
+        else:
+            out = propagate(x, weights, biases, self.skip, self.n_layers)
+            variance = torch.zeros(0, device=x.device)
+        return out[:, :2], variance
 
 
 class _Constants(nn.Module):
     """Tensors of one layer of `PredictionNetwork`."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, weight_variance: Tensor, bias_variance: Tensor, dtype: torch.dtype) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor, weight_variance: Tensor, bias_variance: Tensor, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.register_buffer("weight", weight.detach().to(dtype).contiguous())
         self.register_buffer("bias", bias.detach().to(dtype).contiguous())

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,9 @@ class ModelSpec:
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
                 raise ModelError(f"model {name} {value!r} is not a finite number")
         if self.density_std <= 0 or self.distance_length < 0:
-            raise ModelError(f"model density_std {self.density_std} or distance_length {self.distance_length} is out of range")
+            raise ModelError(
+                f"model density_std {self.density_std} or distance_length {self.distance_length} is out of range"
+            )
 
     @property
     def species(self) -> tuple[str, ...]:
@@ -186,7 +188,9 @@ class DensityModel:
     ) -> PredictionNetwork:
         """The network in plain tensors; `tensors` = [weights, biases] replaces the means."""
         weights, biases = tensors or [self._layers("weight_mean"), self._layers("bias_mean")]
-        variances = [[t.square() for t in self._layers(f"{k}_sigma")] for k in ("weight", "bias")] if analytic else [None, None]
+        variances = (
+            [[t.square() for t in self._layers(f"{k}_sigma")] for k in ("weight", "bias")] if analytic else [None, None]
+        )
         return PredictionNetwork(
             weights, biases, self.tensors["skip"], self.spec.network.layers, dtype, variances[0], variances[1]
         )
@@ -222,7 +226,15 @@ class DensityModel:
     def fingerprint(self) -> str:
         """SHA-256 of all that decides predictions: tensors, descriptor, network, scaling, calibration factors."""
         values = self.spec.to_dict()
-        names = ("descriptor", "network", "density_mean", "density_std", "distance_length", "target", "calibration_factors")
+        names = (
+            "descriptor",
+            "network",
+            "density_mean",
+            "density_std",
+            "distance_length",
+            "target",
+            "calibration_factors",
+        )
         digest = hashlib.sha256(json.dumps({n: values[n] for n in names}, sort_keys=True).encode())
         for name in sorted(self.tensors):
             digest.update(name.encode())
@@ -331,6 +343,10 @@ class DensityModel:
 class _Exported(nn.Module):
     """Raw features to (mean, aleatoric, epistemic), float32, in one module."""
 
+    if TYPE_CHECKING:  # TorchScript reads annotations that exist at run time
+        feature_mean: Tensor
+        feature_std: Tensor
+
     def __init__(self, model: DensityModel) -> None:
         super().__init__()
         spec = model.spec
@@ -338,7 +354,11 @@ class _Exported(nn.Module):
         self.register_buffer("feature_mean", model.tensors["feature_mean"])
         self.register_buffer("feature_std", model.tensors["feature_std"])
         self.columns = torch.jit.annotate(list[int], spec.distance_columns())
-        self.length, self.offset, self.scale = float(spec.distance_length), float(spec.density_mean), float(spec.density_std)
+        self.length, self.offset, self.scale = (
+            float(spec.distance_length),
+            float(spec.density_mean),
+            float(spec.density_std),
+        )
         self.aleatoric_factor = float(spec.calibration_factors.aleatoric)
         self.epistemic_factor = float(spec.calibration_factors.epistemic)
         self.low, self.high = LOG_VARIANCE_LIMITS
@@ -374,7 +394,9 @@ def load_exported(path: str | os.PathLike[str], trusted: bool = False) -> Export
         Without ``trusted=True``, since a TorchScript archive is code that runs here; or for a damaged file.
     """
     if trusted is not True:
-        raise ModelError(f"{path}: a TorchScript archive is code that would run here; pass trusted=True if you trust its source")
+        raise ModelError(
+            f"{path}: a TorchScript archive is code that would run here; pass trusted=True if you trust its source"
+        )
     extra = {"spec.json": ""}
     try:
         with _quiet_script():
@@ -471,12 +493,16 @@ def _save_script(script: Any, spec: str) -> bytes:
 def _check_names(expected: set[str], found: set[str], where: str) -> None:
     if expected != found:
         missing, extra = sorted(expected - found), sorted(found - expected)
-        raise ModelError(f"{where}: tensors do not fit the specification: missing {missing[:3]}, unexpected {extra[:3]}")
+        raise ModelError(
+            f"{where}: tensors do not fit the specification: missing {missing[:3]}, unexpected {extra[:3]}"
+        )
 
 
 def _check_tensor(tensor: Tensor, name: str, shape: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
-        raise ModelError(f"tensor {name} is {tensor.dtype} {tuple(tensor.shape)}; the specification says float32 {shape}")
+        raise ModelError(
+            f"tensor {name} is {tensor.dtype} {tuple(tensor.shape)}; the specification says float32 {shape}"
+        )
     if not torch.isfinite(tensor).all():
         raise ModelError(f"tensor {name} has values that are not finite")
     if (name.endswith("_sigma") or name == "feature_std") and not bool((tensor > 0).all()):

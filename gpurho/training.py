@@ -129,11 +129,18 @@ def split_snapshots(
     order = sorted(range(n), key=lambda i: (float(dataset.meta(i).get("temperature_K", 0.0)), i))
     if test is None:
         count = max(1, round(test_fraction * n))
-        # The middle of `count` equal stretches of the ordered list; alternately its first and second half, so that
-        # trajectories, which follow each other in the file, both appear.
         edges = [round(k * n / count) for k in range(count + 1)]
-        stretches = [order[edges[k] : edges[k + 1]] for k in range(count)]
-        test = [s[(len(s) - 1) if k % 2 else 0] for k, s in enumerate(stretches) if s]
+        used: dict[Any, int] = {}
+        test = []
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            # One of each stretch of temperatures, near its middle, from the trajectory taken least so far.
+            middle = (low + high - 1) / 2
+            options = [
+                (used.get(dataset.meta(order[k]).get("trajectory"), 0), abs(k - middle), k) for k in range(low, high)
+            ]
+            pick = order[min(options)[2]]
+            used[dataset.meta(pick).get("trajectory")] = used.get(dataset.meta(pick).get("trajectory"), 0) + 1
+            test.append(pick)
     taken = set(test)
     if validation is None:
         rest = [i for i in order if i not in taken]
@@ -141,7 +148,9 @@ def split_snapshots(
         validation = [rest[int((k + 0.5) * len(rest) / count)] for k in range(count)] if len(rest) > count else []
     held = [*test, *validation]
     if any(not 0 <= i < n for i in held) or len(set(held)) != len(held):
-        raise DatasetError(f"test {list(test)} and validation {list(validation)} must be different snapshots from 0 to {n - 1}")
+        raise DatasetError(
+            f"test {list(test)} and validation {list(validation)} must be different snapshots from 0 to {n - 1}"
+        )
     train = tuple(i for i in range(n) if i not in set(held))
     if not train or not validation:
         raise DatasetError(f"{n} snapshots leave none to train or validate on; give more snapshots or name the split")
@@ -156,9 +165,11 @@ def valence_electrons(dataset: Dataset) -> dict[str, float]:
     counts = np.array([r[0] for r in rows], float)
     present = np.flatnonzero(counts.any(axis=0))
     solution, *_ = np.linalg.lstsq(counts[:, present], np.array([r[1] for r in rows]), rcond=None)
-    whole = np.round(solution)
+    whole = np.atleast_1d(np.round(solution))
     if np.abs(solution - whole).max() > 0.02 or whole.min() < 1:
-        raise DatasetError(f"the numbers of electrons give {solution.round(3).tolist()} per atom; whole numbers are expected")
+        raise DatasetError(
+            f"the numbers of electrons give {solution.round(3).tolist()} per atom; whole numbers are expected"
+        )
     return {chemical_symbols[int(z)]: float(v) for z, v in zip(present, whole, strict=True)}
 
 
@@ -196,7 +207,9 @@ class Trainer:
     same bits as one that was not (on one machine with one number of threads).
     """
 
-    def __init__(self, dataset: Dataset, split: Split, settings: TrainingSettings, checkpoint: str | os.PathLike[str]) -> None:
+    def __init__(
+        self, dataset: Dataset, split: Split, settings: TrainingSettings, checkpoint: str | os.PathLike[str]
+    ) -> None:
         self.dataset, self.split, self.settings = dataset, split, settings
         self.checkpoint = Path(checkpoint)
         self.valence = valence_electrons(dataset)
@@ -215,6 +228,7 @@ class Trainer:
         self.history: list[dict[str, float]] = []
         self.network: DensityNetwork
         self.spec: ModelSpec
+        self._order, self._order_epoch = torch.empty(0, dtype=torch.long), -1
 
     # --- preparation -------------------------------------------------------------------------------------------
 
@@ -235,7 +249,12 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
             network = DensityNetwork(
-                base.network, self.descriptor.n_features, base.distance_columns(), s.distance_length, s.prior_scale, s.initial_scale
+                base.network,
+                self.descriptor.n_features,
+                base.distance_columns(),
+                s.distance_length,
+                s.prior_scale,
+                s.initial_scale,
             )
         features = torch.from_numpy(np.concatenate([t[0] for t in train]))
         inputs = transform_features(features, base.distance_columns(), s.distance_length).double()
@@ -293,7 +312,7 @@ class Trainer:
         """One step of Adam; returns the mean negative log likelihood of the batch, without its constant."""
         s, k = self.settings, self.step
         epoch, position = divmod(k, self.steps_per_epoch)
-        if position == 0 or not hasattr(self, "_order") or self._order_epoch != epoch:
+        if self._order_epoch != epoch:
             generator = torch.Generator().manual_seed(_mix(s.seed, 1, epoch))
             self._order = torch.randperm(len(self.train_data.target), generator=generator)
             self._order_epoch = epoch
@@ -303,9 +322,12 @@ class Trainer:
             group["lr"] = self.learning_rate(k)
         x, y = self.train_data.features[rows], self.train_data.target[rows]
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast == torch.bfloat16):
-            out = self.network.sample_shared(x) if s.estimator == "shared" else self.network.sample(x)
+            if s.estimator == "shared":
+                out, divergence = self.network.sample_shared(x)
+            else:
+                out, divergence = self.network.sample(x), self.network.kl()
         likelihood = negative_log_likelihood(out.float(), y)
-        loss = likelihood + s.kl_weight / self.train_data.n_grid * self.network.kl()
+        loss = likelihood + s.kl_weight / self.train_data.n_grid * divergence
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -345,7 +367,9 @@ class Trainer:
 
     def _start_log(self) -> None:
         self.history = []
-        self.log_path.write_text("epoch,step,train_nll,kl_per_point,validation_rmse,validation_nll,learning_rate,seconds\n")
+        self.log_path.write_text(
+            "epoch,step,train_nll,kl_per_point,validation_rmse,validation_nll,learning_rate,seconds\n"
+        )
 
     def _log_epoch(self, likelihood: float, seconds: float) -> None:
         with torch.inference_mode():
@@ -373,7 +397,9 @@ class Trainer:
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": v for k, v in state.items()}
         record = {"identity": self.identity, "step": self.step, "history": self.history}
-        data = save({k: v.detach().contiguous() for k, v in tensors.items()}, metadata={CHECKPOINT_KEY: json.dumps(record)})
+        data = save(
+            {k: v.detach().contiguous() for k, v in tensors.items()}, metadata={CHECKPOINT_KEY: json.dumps(record)}
+        )
         write_atomic(self.checkpoint, data)
 
     def restore(self) -> None:

@@ -173,8 +173,12 @@ def _choose(model: DensityModel, data: Dataset, snapshots: str | Sequence[int] |
     if isinstance(snapshots, str):
         if snapshots == "all":
             return "all", everything
-        raise DatasetError(f"snapshots {snapshots!r} are not known; give 'test', 'validation', 'train', 'all' or indices")
+        raise DatasetError(
+            f"snapshots {snapshots!r} are not known; give 'test', 'validation', 'train', 'all' or indices"
+        )
     indices = [int(i) for i in snapshots]
     if not indices or any(not 0 <= i < len(data) for i in indices):
-        raise DatasetError(f"snapshots {indices} are not among the {len(data)} of {data.path}; give 0 to {len(data) - 1}")
+        raise DatasetError(
+            f"snapshots {indices} are not among the {len(data)} of {data.path}; give 0 to {len(data) - 1}"
+        )
     return "chosen", indices

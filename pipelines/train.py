@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpurho.pipelines.evaluate import EvaluationReport, evaluate
-
 from gpurho.datasets import Dataset, open_dataset
 from gpurho.errors import OutputExistsError, SettingsError
+from gpurho.pipelines.evaluate import EvaluationReport, evaluate
 from gpurho.training import Split, Trainer, TrainingSettings, split_snapshots, torch_threads, training_record
 
 if TYPE_CHECKING:
@@ -183,8 +182,8 @@ def _last_validation(history: list[dict[str, float]]) -> str:
 
 
 def _label_settings(data: Dataset, split: Split) -> dict[str, Any]:
-    meta = data.meta(split.train[0])
-    return {k: v for k, v in meta.items() if k in ("kpts", "engine", "family", "pseudopotentials", "functional", "cutoff_eV")}
+    known = ("kpts", "engine", "family", "pseudopotentials", "functional", "cutoff_eV")
+    return {k: v for k, v in data.meta(split.train[0]).items() if k in known}
 
 
 def _provenance() -> dict[str, Any]:
