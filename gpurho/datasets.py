@@ -77,7 +77,8 @@ class Snapshot:
         integral = float(self.density.sum(dtype=np.float64)) * self.grid.dv
         if abs(integral / self.electrons - 1) > ELECTRONS_TOLERANCE:
             raise DatasetError(
-                f"{where}: density integrates to {integral:.5g} electrons, not the {self.electrons:.5g} it names; check its unit"
+                f"{where}: density integrates to {integral:.5g} electrons, not the {self.electrons:.5g} it names;"
+                " check its unit"
             )
 
 

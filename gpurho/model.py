@@ -144,7 +144,8 @@ class ModelSpec:
             raise ModelError(f"{where}: format_version {version!r} is not a whole number from 1 up")
         if version > FORMAT_VERSION:
             raise ModelError(
-                f"{where}: format_version {version} is newer than {FORMAT_VERSION}, the newest this version reads; upgrade gpurho"
+                f"{where}: format_version {version} is newer than {FORMAT_VERSION}, the newest this version reads;"
+                " upgrade gpurho"
             )
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
@@ -317,7 +318,8 @@ class DensityModel:
                     part = file.get_slice(name)
                     if tuple(part.get_shape()) != shape or part.get_dtype() != "F32":
                         raise ModelError(
-                            f"{path}: tensor {name} is {part.get_dtype()} {tuple(part.get_shape())}; the specification says F32 {shape}"
+                            f"{path}: tensor {name} is {part.get_dtype()} {tuple(part.get_shape())};"
+                            f" the specification says F32 {shape}"
                         )
                 tensors = {name: file.get_tensor(name) for name in shapes}
         except (SafetensorError, OSError) as error:

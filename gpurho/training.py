@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def split_snapshots(
         edges = [round(k * n / count) for k in range(count + 1)]
         used: dict[Any, int] = {}
         test = []
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in pairwise(edges):
             # One of each stretch of temperatures, near its middle, from the trajectory taken least so far.
             middle = (low + high - 1) / 2
             options = [
@@ -224,7 +225,9 @@ class Trainer:
         self.identity = json.dumps(
             {"settings": asdict(settings), "split": asdict(split), "dataset": self.fingerprint}, sort_keys=True
         )
+        self.threads = torch.get_num_threads()
         self.step = 0
+        self._sum, self._count = 0.0, 0
         self.history: list[dict[str, float]] = []
         self.network: DensityNetwork
         self.spec: ModelSpec
@@ -288,20 +291,21 @@ class Trainer:
     def run(self, on_step: Callable[[Trainer, float], None] | None = None) -> DensityModel:
         """Train to the end; `on_step` is called after every step with the trainer and the loss."""
         self.prepare()
+        # The descriptors' parallel loops share the OpenMP runtime with torch and leave their own thread count in it.
+        torch.set_num_threads(self.threads)
         if self.checkpoint.exists():
             self.restore()
         if self.step == 0:
             self._start_log()
-        total, started = 0.0, time.perf_counter()
-        count = 0
+        started = time.perf_counter()
         with torch.random.fork_rng(devices=[]):
             while self.step < self.n_steps:
                 likelihood = self.train_step()
-                total, count = total + likelihood, count + 1
+                self._sum, self._count = self._sum + likelihood, self._count + 1
                 last = self.step == self.n_steps
                 if self.step % self.steps_per_epoch == 0 or last:
-                    self._log_epoch(total / count, time.perf_counter() - started)
-                    total, count = 0.0, 0
+                    self._log_epoch(self._sum / self._count, time.perf_counter() - started)
+                    self._sum, self._count = 0.0, 0
                 if self.step % self.settings.checkpoint_steps == 0 or last:
                     self.save_checkpoint()
                 if on_step is not None:
@@ -396,7 +400,13 @@ class Trainer:
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": v for k, v in state.items()}
-        record = {"identity": self.identity, "step": self.step, "history": self.history}
+        record = {
+            "identity": self.identity,
+            "step": self.step,
+            "history": self.history,
+            "epoch_sum": self._sum,
+            "epoch_count": self._count,
+        }
         data = save(
             {k: v.detach().contiguous() for k, v in tensors.items()}, metadata={CHECKPOINT_KEY: json.dumps(record)}
         )
@@ -415,7 +425,8 @@ class Trainer:
             raise ModelError(f"{self.checkpoint}: damaged checkpoint ({error}); remove it to start anew") from None
         if not same:
             raise ModelError(
-                f"{self.checkpoint}: checkpoint of a run with other settings, data or split; remove it or train to another path"
+                f"{self.checkpoint}: checkpoint of a run with other settings, data or split;"
+                " remove it or train to another path"
             )
         self.network.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("network.")})
         state: dict[int, dict[str, Tensor]] = {}
@@ -426,6 +437,7 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.step, self.history = int(record["step"]), list(record["history"])
+        self._sum, self._count = float(record["epoch_sum"]), int(record["epoch_count"])
         with suppress(OSError):
             # Rows of epochs after the checkpoint will be written again.
             lines = self.log_path.read_text().splitlines()[: 1 + len(self.history)]

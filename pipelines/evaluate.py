@@ -79,7 +79,8 @@ class EvaluationReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.model} on {self.use} snapshots of {self.dataset} ({self.precision}, uncertainty {self.uncertainty})",
+            f"{self.model} on {self.use} snapshots of {self.dataset}"
+            f" ({self.precision}, uncertainty {self.uncertainty})",
             "snapshot       T/K  RMSE e/A^3  RMSE e/Bohr^3   NRMSE  L1/electron      R2  max e/A^3"
             "  in 1s/2s/3s        NLL  rank",
         ]

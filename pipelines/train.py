@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -133,7 +135,7 @@ def train(
             model = trainer.run(on_step)
         model = trainer.calibrated(model)
         model = model.with_spec(
-            training=training_record(trainer, training_command(data, path, split, chosen, threads)),
+            training=training_record(trainer, training_command(data, path, split, chosen, threads, dft)),
             dft={**_label_settings(data, split), **(dft or {})},
             provenance=_provenance(),
             library_version=_version(),
@@ -164,17 +166,25 @@ def with_metrics(model: DensityModel, report: EvaluationReport) -> DensityModel:
     )
 
 
-def training_command(data: Dataset, path: Path, split: Split, settings: TrainingSettings, threads: int | None) -> str:
-    """The command line that repeats a run: settings that are not the defaults, and the split by name."""
+def training_command(
+    data: Dataset, path: Path, split: Split, settings: TrainingSettings, threads: int | None, dft: dict[str, Any] | None
+) -> str:
+    """The command line that repeats a run: the split by name, and settings that are not the defaults."""
     words = ["gpurho", "train", data.path.name, "--out", path.name]
-    words += ["--test", *map(str, split.test), "--validation", *map(str, split.validation)]
     default = asdict(TrainingSettings())
-    for key, value in asdict(settings).items():
-        if value != default[key]:
-            words += ["--" + key.replace("_", "-"), str(value)]
+    values: dict[str, Any] = {"test": list(split.test), "validation": list(split.validation)}
+    values |= {k: v for k, v in asdict(settings).items() if v != default[k]}
     if threads is not None:
-        words += ["--threads", str(threads)]
-    return " ".join(words)
+        values["threads"] = threads
+    if dft:
+        values["dft"] = dft
+    for key, value in values.items():
+        if key in ("epochs", "seed"):
+            words += [f"--{key}", str(value)]
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            words += ["--set", f"{key}={text}"]
+    return shlex.join(words)
 
 
 def _last_validation(history: list[dict[str, float]]) -> str:

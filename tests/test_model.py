@@ -141,7 +141,7 @@ def test_broken_files_are_refused(model: DensityModel, tmp_path: Path) -> None:
     huge = struct.pack("<Q", 2**60) + whole[8:]
     for data in (b"", b"no model", whole[:100], whole[:-10], huge):
         path.write_bytes(data)
-        with pytest.raises(ModelError, match="m.safetensors"):
+        with pytest.raises(ModelError, match=r"m\.safetensors"):
             DensityModel.load(path)
     save_file({"a": torch.zeros(2)}, path)
     with pytest.raises(ModelError, match="without a gpurho specification"):
@@ -216,7 +216,7 @@ def test_export_is_the_evaluator_and_asks_for_trust(model: DensityModel, tmp_pat
     for got, want in zip(again(x), model.evaluator(precision="fp32")(x), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
     path.write_bytes(b"nothing")
-    with pytest.raises(ModelError, match="m.pt"):
+    with pytest.raises(ModelError, match=r"m\.pt"):
         load_exported(path, trusted=True)
 
 
