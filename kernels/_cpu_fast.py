@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from gpurho.kernels.batches import LANES as W
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
+
+from gpurho.kernels.batches import LANES as W
 
 INVALID = np.int32(0x7FFFFFFF)
 """The key of a row without a candidate; larger than any key of one."""
+BINS = 257
+"""Bins of the histogram that bounds the distance of the M-th atom, the last one for all beyond."""
 NEAR_ATOM = np.float32(0.05)
 """Points with an atom this near (angstrom) take the exact path: float32 leaves too little of its direction."""
 
@@ -46,37 +50,53 @@ def aligned(rows, dtype):
     return buffer[offset : offset + n * W].reshape((n, W))
 
 
+@intrinsic
+def prefetch_for_write(typing_context, address):
+    """Ask for the cache line at an address, to be written soon."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = ir.PointerType(ir.IntType(8))
+        number = ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [pointer, number, number, number]), "llvm.prefetch.p0"
+        )
+        place = builder.inttoptr(arguments[0], pointer)
+        builder.call(function, [place, number(1), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uintp), generate
+
+
 @njit(error_model="numpy")
-def kth(values, n, k, scratch):
-    """The k-th smallest (from 0) of ``values[:n]``; infinity where there are fewer."""
-    if k >= n:
-        return np.inf
+def prefetch_rows(out, order, first, n_lanes):
+    """Fetch the rows of a batch's points while the batch is computed: writing them would wait for memory otherwise."""
+    base = out.ctypes.data
+    stride = np.uintp(out.shape[1] * 4)
+    for lane in range(n_lanes):
+        row = base + np.uintp(order[first + lane]) * stride
+        for offset in range(0, out.shape[1] * 4, 64):
+            prefetch_for_write(row + np.uintp(offset))
+
+
+@njit(error_model="numpy")
+def histogram(distances2, n, limit, bins):
+    """Count squared distances in equal bins up to the square of `limit`, all beyond in the last (OUTPUT: bins)."""
+    for b in range(BINS):
+        bins[b] = 0
+    scale = (BINS - 1) / (limit * limit)
     for i in range(n):
-        scratch[i] = values[i]
-    low = 0
-    high = n - 1
-    while low < high:
-        pivot = scratch[(low + high) >> 1]
-        i = low
-        j = high
-        while i <= j:
-            while scratch[i] < pivot:
-                i += 1
-            while scratch[j] > pivot:
-                j -= 1
-            if i <= j:
-                t = scratch[i]
-                scratch[i] = scratch[j]
-                scratch[j] = t
-                i += 1
-                j -= 1
-        if k <= j:
-            high = j
-        elif k >= i:
-            low = i
-        else:
-            break
-    return scratch[k]
+        bins[min(np.int64(distances2[i] * scale), BINS - 1)] += 1
+
+
+@njit(error_model="numpy")
+def radius_of_count(bins, count, limit):
+    """A radius that holds at least `count` of a histogram's distances; infinity where `limit` does not."""
+    seen = 0
+    for b in range(BINS - 1):
+        seen += bins[b]
+        if seen >= count:
+            return limit * math.sqrt((b + 1) / (BINS - 1))
+    return np.inf
 
 
 @njit(error_model="numpy")
@@ -228,6 +248,23 @@ def sort_out(keys, norms, cosines, mask, n_distances, n_fine, n_angle_atoms, n_n
             row = n_distances + c * n_neighbors + j
             for lane in range(W):
                 table[row, lane] = cosines[np.uint32((keys[c, lane] & mask) * n_neighbors + j), lane]
+
+
+@njit(error_model="numpy")
+def covered(keys, mask, inverse_scale, offsets, n_sorted, far, all_far, n_fine, fine, all_fine):
+    """Whether no lane's wanted atoms can lie beyond the candidates: all atoms within `far` (near ones: `fine`) of the
+    centre are among these, and each lane is `offsets` away from it.
+    """
+    for lane in range(W):
+        if not all_far:
+            key = keys[n_sorted - 1, lane]
+            if key == INVALID or math.sqrt(np.float32(key & ~mask) * inverse_scale) + offsets[lane] > far:
+                return False
+        if not all_fine:
+            key = keys[n_fine - 1, lane]
+            if key == INVALID or math.sqrt(np.float32(key & ~mask) * inverse_scale) + offsets[lane] > fine:
+                return False
+    return True
 
 
 @njit(fastmath=True, error_model="numpy")

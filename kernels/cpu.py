@@ -15,19 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba import njit, prange
+
 from gpurho.kernels import _cpu_fast, _formulas, network
 from gpurho.kernels._cpu_fast import (
+    BINS,
     aligned,
     bound,
     cell_range,
     compare_exchange,
+    covered,
     distances_of_keys,
     flag_lanes,
     flag_tied,
     gather,
-    kth,
+    histogram,
     near_cosines,
     pack_keys,
+    prefetch_rows,
+    radius_of_count,
     shrink,
     sort_out,
     sphere,
@@ -36,13 +42,15 @@ from gpurho.kernels._cpu_fast import (
 from gpurho.kernels._formulas import compile_formulas
 from gpurho.kernels.batches import LANES as W
 from gpurho.kernels.network import MAX_INPUTS, SIZES
-from numba import njit, prange
 
 _exact = compile_formulas(njit(error_model="numpy"))
 _order_nearest = _exact.order_nearest
 _species_features = _exact.species_features
 _cross_features = _exact.cross_features
 
+FAR_SLACK = 0.5
+FINE_SLACK = 0.8
+"""How far beyond the last wanted atom of a batch's centre, and the batch's radius, candidates are taken at first."""
 PAD = 1.0e-3
 """Slack of every search radius (angstrom), above the tie tolerance and the rounding of float32."""
 
@@ -81,10 +89,11 @@ def _make_driver(version: int) -> Any:
             ids = np.empty((n_species, room), np.int32)
             n_ids = np.empty(n_species, np.int64)
             distances2 = np.empty(room, np.float64)
-            scratch = np.empty(room, np.float64)
+            bins = np.empty(BINS, np.int32)
             for s in range(n_species):
                 n = gather(positions, cell_start[s], centre, reach + block_radius, low, high, shape, ids[s], distances2)
-                cut = math.sqrt(kth(distances2, n, n_sorted - 1, scratch)) + 2 * block_radius + PAD
+                histogram(distances2, n, reach + block_radius, bins)
+                cut = radius_of_count(bins, n_sorted, reach + block_radius) + 2 * block_radius + PAD
                 n_ids[s] = shrink(ids[s], distances2, n, cut, ids[s])
             candidates = np.empty((n_species, room), np.int32)
             n_candidates = np.empty(n_species, np.int64)
@@ -106,6 +115,7 @@ def _make_driver(version: int) -> Any:
             near_bonds = np.empty((fast_room, max(1, n_neighbors), 3), np.float32)
             near_tied = np.empty(fast_room, np.uint8)
             units = aligned(max(1, n_species * n_cross * 3), np.float32)
+            offsets = np.empty(W, np.float32)
             gx = np.empty(W, np.float32)
             gy = np.empty(W, np.float32)
             gz = np.empty(W, np.float32)
@@ -119,7 +129,10 @@ def _make_driver(version: int) -> Any:
                     gx[lane] = points[p, 0] - centre[0]
                     gy[lane] = points[p, 1] - centre[1]
                     gz[lane] = points[p, 2] - centre[2]
+                    offsets[lane] = math.sqrt(gx[lane] ** 2 + gy[lane] ** 2 + gz[lane] ** 2)
                     exact[lane] = 0
+                prefetch_rows(out, order, p0, n_lanes)
+                limit = reach + radius
                 for s in range(n_species):
                     column = s * width
                     for i in range(n_ids[s]):
@@ -129,60 +142,78 @@ def _make_driver(version: int) -> Any:
                             + (positions[a, 1] - centre[1]) ** 2
                             + (positions[a, 2] - centre[2]) ** 2
                         )
-                    far = (
-                        min(math.sqrt(kth(distances2, n_ids[s], n_sorted - 1, scratch)) + 2 * radius, reach + radius)
-                        + PAD
-                    )
-                    fine = min(math.sqrt(kth(distances2, n_ids[s], n_fine - 1, scratch)) + 2 * radius + PAD, far)
-                    # Near candidates first, so that those whose cosines are computed have the lowest indices.
-                    n_near = 0
-                    n = 0
-                    for i in range(n_ids[s]):
-                        if distances2[i] <= fine * fine:
-                            candidates[s, n] = ids[s, i]
-                            n += 1
-                    n_near = n
-                    for i in range(n_ids[s]):
-                        if distances2[i] > fine * fine and distances2[i] <= far * far:
-                            candidates[s, n] = ids[s, i]
-                            n += 1
-                    n_candidates[s] = n
-                    # With fewer candidates than ranks that matter, every lane has atoms missing within the cutoff.
-                    if max(n, n_sorted) > MAX_INPUTS or n < n_fine:
+                    histogram(distances2, n_ids[s], limit, bins)
+                    whole = radius_of_count(bins, n_sorted, limit) + 2 * radius
+                    last_fine = radius_of_count(bins, n_fine, limit)
+                    # First with fewer candidates than could be needed, which is nearly always enough and is checked;
+                    # then with all that any lane may need.
+                    for attempt in range(2):
+                        far = whole if attempt else min(whole, whole - radius + FAR_SLACK)
+                        all_far = attempt == 1 or far >= min(whole, reach + radius)
+                        far = min(far, reach + radius) + PAD
+                        fine = min(last_fine + radius + (radius if attempt else min(radius, FINE_SLACK)) + PAD, far)
+                        all_fine = attempt == 1 or fine >= far
+                        # Near candidates first, so that those whose cosines are computed have the lowest indices.
+                        n_near = 0
+                        n = 0
+                        for i in range(n_ids[s]):
+                            if distances2[i] <= fine * fine:
+                                candidates[s, n] = ids[s, i]
+                                n += 1
+                        n_near = n
+                        for i in range(n_ids[s]):
+                            if distances2[i] > fine * fine and distances2[i] <= far * far:
+                                candidates[s, n] = ids[s, i]
+                                n += 1
+                        n_candidates[s] = n
+                        # With fewer candidates than ranks that matter, every lane has atoms missing within the cutoff.
+                        if max(n, n_sorted) > MAX_INPUTS or n < n_fine:
+                            fast = False
+                            continue
+                        fast = True
+                        for c in range(n):
+                            a = candidates[s, c]
+                            cx[c] = positions[a, 0] - centre[0]
+                            cy[c] = positions[a, 1] - centre[1]
+                            cz[c] = positions[a, 2] - centre[2]
+                        any_tied = False
+                        for c in range(n_near):
+                            owner = owners[candidates[s, c]]
+                            near_tied[c] = tied_atoms[owner]
+                            any_tied |= near_tied[c] != 0
+                            for j in range(n_neighbors):
+                                for d in range(3):
+                                    near_bonds[c, j, d] = bonds[owner, j, d]
+                        bits = 7
+                        while n > (1 << bits):
+                            bits += 1
+                        mask = np.int32((1 << bits) - 1)
+                        largest = far + radius + PAD
+                        scale = np.float32(2147483000.0 / (largest * largest))
+                        network = size_index[max(n, n_sorted)]
+                        padded = SIZES[network]
+                        pack_keys(cx, cy, cz, gx, gy, gz, n, padded, scale, mask, keys)
+                        base = keys.ctypes.data
+                        row_bytes = np.int32(4 * W)
+                        for t in range(network_start[network], network_start[network + 1]):
+                            compare_exchange(base, comparators[t, 0] * row_bytes, comparators[t, 1] * row_bytes)
+                        distances_of_keys(keys, n_distances, mask, np.float32(1.0) / scale, np.float32(cutoff), table)
+                        near_cosines(cx, cy, cz, gx, gy, gz, near_bonds, n_near, n_neighbors, norms, cosines)
+                        sort_out(
+                            keys, norms, cosines, mask, n_distances, n_fine, n_angle_atoms, n_neighbors,
+                            np.float32(cutoff), fine_distances, table,
+                        )  # fmt: skip
+                        if all_far and all_fine:
+                            break
+                        if covered(
+                            keys, mask, np.float32(1.0) / scale, offsets, n_sorted, np.float32(far - PAD), all_far,
+                            n_fine, np.float32(fine - PAD), all_fine,
+                        ):  # fmt: skip
+                            break
+                    if not fast:
                         for lane in range(W):
                             exact[lane] = 1
                         continue
-                    for c in range(n):
-                        a = candidates[s, c]
-                        cx[c] = positions[a, 0] - centre[0]
-                        cy[c] = positions[a, 1] - centre[1]
-                        cz[c] = positions[a, 2] - centre[2]
-                    any_tied = False
-                    for c in range(n_near):
-                        owner = owners[candidates[s, c]]
-                        near_tied[c] = tied_atoms[owner]
-                        any_tied |= near_tied[c] != 0
-                        for j in range(n_neighbors):
-                            for d in range(3):
-                                near_bonds[c, j, d] = bonds[owner, j, d]
-                    bits = 7
-                    while n > (1 << bits):
-                        bits += 1
-                    mask = np.int32((1 << bits) - 1)
-                    largest = far + radius + PAD
-                    scale = np.float32(2147483000.0 / (largest * largest))
-                    network = size_index[max(n, n_sorted)]
-                    padded = SIZES[network]
-                    pack_keys(cx, cy, cz, gx, gy, gz, n, padded, scale, mask, keys)
-                    base = keys.ctypes.data
-                    for t in range(network_start[network], network_start[network + 1]):
-                        compare_exchange(base, comparators[t, 0] * np.int32(4 * W), comparators[t, 1] * np.int32(4 * W))
-                    distances_of_keys(keys, n_distances, mask, np.float32(1.0) / scale, np.float32(cutoff), table)
-                    near_cosines(cx, cy, cz, gx, gy, gz, near_bonds, n_near, n_neighbors, norms, cosines)
-                    sort_out(
-                        keys, norms, cosines, mask, n_distances, n_fine, n_angle_atoms, n_neighbors,
-                        np.float32(cutoff), fine_distances, table,
-                    )  # fmt: skip
                     flag_lanes(
                         fine_distances, table, n_distances, n_fine, n_whole, gap, np.float32(cutoff - 1.0e-4), exact
                     )

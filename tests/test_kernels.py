@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpurho.kernels.batches import LANES, grid_batches, point_batches
+from gpurho.kernels.batches import LANES, grid_batches, grid_shape, point_batches
 from gpurho.kernels.celllist import atoms_around, bin_atoms, species_cells
 from gpurho.kernels.network import MAX_INPUTS, SIZES, merge_exchange, networks, prune
 from gpurho.kernels.scalar_product import pack_neighbors
@@ -105,6 +105,23 @@ def test_point_batches_cover_the_points_once(n, spread):
     assert np.array_equal(np.sort(batches.order), np.arange(n))
     assert np.all(np.diff(batches.start) <= LANES)
     assert len(batches.block_start) == 1 or batches.block_start[-1] == len(batches.start) - 1
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_points_of_a_grid_are_recognised_and_others_are_not(seed):
+    rng = np.random.default_rng(seed)
+    shape = tuple(int(n) for n in rng.integers(2, 9, 3))
+    steps = rng.normal(0, 0.3, (3, 3))
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1).reshape(-1, 3)
+    points = rng.normal(0, 5, 3) + index @ steps
+    assert grid_shape(points) == shape
+    assert np.array_equal(point_batches(points).order, grid_batches(shape).order)
+    assert grid_shape(points[: shape[2] * shape[1]]) in {(1, *shape[1:]), None}
+    moved = points.copy()
+    moved[rng.integers(len(points))] += 1e-3
+    assert grid_shape(moved) is None
+    assert grid_shape(rng.permutation(points)) is None
+    assert grid_shape(points[:-1]) is None
 
 
 def test_neighbours_that_are_ambiguous_or_missing_are_marked():
