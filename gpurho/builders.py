@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 
-def crystal(symbol: str, repeat: Sequence[int] = (3, 3, 3), lattice: str | None = None, a: float | None = None) -> Atoms:
+def crystal(
+    symbol: str, repeat: Sequence[int] = (3, 3, 3), lattice: str | None = None, a: float | None = None
+) -> Atoms:
     """A cubic crystal: `repeat` conventional cells of `symbol`, lattice constant `a` in angstrom (ASE's by default)."""
     from ase.build import bulk
 
@@ -65,7 +67,9 @@ def random_alloy(atoms: Atoms, fractions: Mapping[str, float], seed: int = 0) ->
 def slab(atoms: Atoms, vacuum: float = 10.0, axis: int = 2) -> Atoms:
     """`atoms` with `vacuum` angstrom on both sides along cell vector `axis`, which loses its period."""
     if axis not in (0, 1, 2) or not (np.isfinite(vacuum) and vacuum >= 0):
-        raise StructureError(f"vacuum {vacuum!r} along axis {axis!r} cannot be added; give angstrom from 0 and axis 0 to 2")
+        raise StructureError(
+            f"vacuum {vacuum!r} along axis {axis!r} cannot be added; give angstrom from 0 and axis 0 to 2"
+        )
     result = atoms.copy()
     result.center(vacuum=vacuum, axis=axis)
     periodic = np.array(result.pbc)

@@ -79,7 +79,9 @@ def _build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", type=Path, metavar="FILE", help="stream to this HDF5 file; resumable")
     predict.add_argument("--no-resume", action="store_true", help="start again and replace what is at --out")
     predict.add_argument("--plot", type=Path, metavar="FILE", help="write a picture of a slice with its errors")
-    predict.add_argument("--write", type=Path, metavar="FILE", action="append", default=[], help="also *.cube or CHGCAR")
+    predict.add_argument(
+        "--write", type=Path, metavar="FILE", action="append", default=[], help="also *.cube or CHGCAR"
+    )
     predict.add_argument("--quiet", action="store_true", help="no progress bar")
     predict.add_argument("--json", action="store_true", help="the summary as JSON")
     predict.set_defaults(run=_predict)

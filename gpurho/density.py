@@ -276,7 +276,7 @@ class Density:
 
     def _three(self, points: NDArray[np.float64], order: int) -> tuple[Any, Any, Any]:
         values = self.at(points, order)
-        return values if len(values) == 3 else (values[0], None, None)  # type: ignore[return-value]
+        return values if len(values) == 3 else (values[0], None, None)
 
     # -- files and pictures ---------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ def compress_tile(value: NDArray[np.float32], tile: Tile, chunk: tuple[int, int,
         whole[tuple(slice(o, o + n) for o, n in zip(offset, tile.shape, strict=True))] = box
         box = whole
     plain = np.ascontiguousarray(box, dtype="<f4").reshape(-1).view(np.uint8)
-    return zlib.compress(np.ascontiguousarray(plain.reshape(-1, 4).T), 1)
+    return zlib.compress(np.ascontiguousarray(plain.reshape(-1, 4).T).data, 1)
 
 
 def create_file(path: Path, layout: Layout) -> Any:
@@ -208,10 +208,7 @@ def _density_of(h5: Any) -> Density:
         return LazyField(read, part.shape, c, (low[0] % c[0], low[1] % c[1], low[2] % c[2]))
 
     columns = json.loads(h5["tiles/sums"].attrs["columns"])
-    rows = [
-        Totals(**{name: int(v) if name.startswith("n_") else float(v) for name, v in zip(columns, row, strict=True)})
-        for row in h5["tiles/sums"][()]
-    ]
+    rows = [Totals.of_row(columns, row) for row in h5["tiles/sums"][()].tolist()]
     kind = str(h5.attrs["conserve"])
     correction = Correction(None if kind == "none" else kind, float(h5.attrs["scale"]), float(h5.attrs["shift"]))
     info = {**json.loads(bytes(h5["provenance"][()])), "region": region}
@@ -239,7 +236,7 @@ def verify(path: str | Path) -> list[int]:
         for i, (start, stop) in enumerate(zip(h5["tiles/start"][()], h5["tiles/stop"][()], strict=True)):
             box = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
             try:
-                found = [zlib.crc32(np.ascontiguousarray(h5[name][box])) for name in names]
+                found = [zlib.crc32(np.ascontiguousarray(h5[name][box]).data) for name in names]
             except OSError:
                 found = []
             if found != h5["tiles/crc32"][i].tolist():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -44,6 +44,7 @@ class Totals:
         mean: NDArray[np.float32],
         aleatoric: NDArray[np.float32] | None = None,
         epistemic: NDArray[np.float32] | None = None,
+        *,
         n_capped: int = 0,
         n_tied: int = 0,
     ) -> Totals:
@@ -68,6 +69,14 @@ class Totals:
                 "max_std": float(std.max()),
             }
         return cls(**sums)
+
+    @classmethod
+    def of_row(cls, columns: Sequence[str], row: Sequence[float]) -> Totals:
+        """The sums in a row of a table whose columns are named."""
+        values: dict[str, Any] = {
+            name: int(value) if name.startswith("n_") else value for name, value in zip(columns, row, strict=True)
+        }
+        return cls(**values)
 
     @classmethod
     def merged(cls, parts: Iterable[Totals]) -> Totals:
@@ -204,7 +213,8 @@ def _normal_index(key: Any, shape: tuple[int, int, int]) -> tuple[Box, tuple[Any
         at = items.index(Ellipsis)
         items[at : at + 1] = [slice(None)] * (4 - len(items))
     items += [slice(None)] * (3 - len(items))
-    box, then = [], []
+    box: list[slice] = []
+    then: list[Any] = []
     for item, n in zip(items, shape, strict=True):
         if isinstance(item, slice):
             span = range(*item.indices(n))
@@ -242,9 +252,7 @@ def take(field: Field, i: NDArray[np.int64], j: NDArray[np.int64], k: NDArray[np
     """``field[i, j, k]`` for index arrays of one shape; of a lazy field each chunk that is met is read once."""
     if not isinstance(field, LazyField):
         return np.asarray(field[i, j, k])
-    where = [
-        (index.reshape(-1) + p % c) // c for index, c, p in zip((i, j, k), field.chunks, field.phase, strict=True)
-    ]
+    where = [(index.reshape(-1) + p % c) // c for index, c, p in zip((i, j, k), field.chunks, field.phase, strict=True)]
     counts = [-(-(n + c) // c) for n, c in zip(field.shape, field.chunks, strict=True)]
     number = (where[0] * counts[1] + where[1]) * counts[2] + where[2]
     order = np.argsort(number, kind="stable")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import IO
 
@@ -36,7 +36,7 @@ FORMATS = "*.h5, *.cube, *CHGCAR* or *.vasp"
 
 
 def kind_of(path: str | Path) -> str:
-    """"hdf5", "cube" or "chgcar", from the name of a file."""
+    """ "hdf5", "cube" or "chgcar", from the name of a file."""
     name = Path(path).name.lower()
     if name.endswith((".h5", ".hdf5")):
         return "hdf5"
@@ -75,7 +75,9 @@ def write_density(density: Density, path: str | Path, field: str = "mean") -> Pa
     if kind == "hdf5":
         _write_hdf5(density, target)
     else:
-        _write_text(target, lambda file: (_write_cube if kind == "cube" else _write_chgcar)(file, density, values, field))
+        _write_text(
+            target, lambda file: (_write_cube if kind == "cube" else _write_chgcar)(file, density, values, field)
+        )
     return target
 
 
@@ -103,8 +105,13 @@ def _slabs(field: Field, axis: int) -> Iterator[NDArray[np.float32]]:
         phase = field.phase[axis] % chunk
         depth = depth // chunk * chunk if depth >= chunk else depth
     edges = [0, *range(depth - phase % depth, shape[axis], depth), shape[axis]]
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         yield np.asarray(field[tuple(slice(low, high) if d == axis else slice(None) for d in range(3))])
+
+
+def _row(values: NDArray[np.float64], width: int, digits: int) -> str:
+    """A few numbers in fixed columns."""
+    return " ".join(f"{value:{width}.{digits}f}" for value in values)
 
 
 def _put(file: IO[str], values: NDArray[np.float64], columns: int, form: str) -> None:
@@ -125,11 +132,11 @@ def _put(file: IO[str], values: NDArray[np.float64], columns: int, form: str) ->
 def _write_cube(file: IO[str], density: Density, values: Field, field: str) -> None:
     grid, structure = density.grid, density.structure
     file.write(f"electron density, {field}, e/Bohr^3\nwritten by gpurho; lengths in Bohr, last axis fastest\n")
-    file.write("%5d %16.10f %16.10f %16.10f\n" % (len(structure), *(grid.origin / BOHR)))
+    file.write(f"{len(structure):5d} {_row(grid.origin / BOHR, 16, 10)}\n")
     for n, step in zip(grid.shape, grid.steps / BOHR, strict=True):
-        file.write("%5d %16.10f %16.10f %16.10f\n" % (n, *step))
+        file.write(f"{n:5d} {_row(step, 16, 10)}\n")
     for number, position in zip(structure.numbers, structure.positions / BOHR, strict=True):
-        file.write("%5d %12.6f %16.10f %16.10f %16.10f\n" % (number, 0.0, *position))
+        file.write(f"{number:5d} {0.0:12.6f} {_row(position, 16, 10)}\n")
     nz = grid.shape[2]
     tail = nz % 6
     for slab in _slabs(values, 0):
@@ -181,13 +188,13 @@ def _write_chgcar(file: IO[str], density: Density, values: Field, field: str) ->
     groups = [(z, len(list(g))) for z, g in groupby(structure.numbers[order].tolist())]
     file.write(f"gpurho electron density, {field}\n   1.00000000000000\n")
     for row in grid.cell:
-        file.write(" %21.16f %21.16f %21.16f\n" % tuple(row))
+        file.write(f" {_row(row, 21, 16)}\n")
     file.write("".join(f" {chemical_symbols[z]:>5}" for z, _ in groups) + "\n")
     file.write("".join(f" {n:>5}" for _, n in groups) + "\nDirect\n")
     fractional = structure.positions[order] @ np.linalg.inv(structure.cell)
     for row in fractional:
-        file.write(" %19.16f %19.16f %19.16f\n" % tuple(row))
-    file.write("\n %d %d %d\n" % grid.shape)
+        file.write(f" {_row(row, 19, 16)}\n")
+    file.write(f"\n {' '.join(map(str, grid.shape))}\n")
     rest = np.empty(0)
     for slab in _slabs(values, 2):
         flat = np.concatenate([rest, slab.transpose(2, 1, 0).reshape(-1).astype(np.float64) * grid.volume])

@@ -94,9 +94,7 @@ class _Nearest:
         self._reach, self._owners = reach, owners
         self._tree = cKDTree(copies @ cell)
 
-    def owners(
-        self, points: NDArray[np.float64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    def owners(self, points: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
         """Indices of points, of the atoms they belong to, and their shares; a tied point stands several times."""
         fractional = points @ self._inverse
         wrapped = np.where(self._structure.pbc, fractional - np.floor(fractional), fractional) @ self._structure.cell

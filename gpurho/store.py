@@ -42,9 +42,7 @@ class FinishedTile:
     stored_crc: tuple[int, ...] = ()
 
 
-def checked_totals(
-    tile: Tile, values: Sequence[NDArray[np.float32]], n_capped: int, n_tied: int
-) -> Totals:
+def checked_totals(tile: Tile, values: Sequence[NDArray[np.float32]], n_capped: int, n_tied: int) -> Totals:
     """The sums of a tile; raises `ModelError` when the network gave anything but finite numbers."""
     with np.errstate(invalid="ignore", over="ignore"):
         totals = Totals.of_block(*values, n_capped=n_capped, n_tied=n_tied)
@@ -215,7 +213,7 @@ class FileSink:
     def encode(self, tile: Tile, values: Sequence[NDArray[np.float32]], n_capped: int, n_tied: int) -> FinishedTile:
         """Check, sum and compress a tile; any thread may call this."""
         totals = checked_totals(tile, values, n_capped, n_tied)
-        crc = tuple(zlib.crc32(np.ascontiguousarray(value, dtype="<f4")) for value in values)
+        crc = tuple(zlib.crc32(np.ascontiguousarray(value, dtype="<f4").data) for value in values)
         stored = tuple(compress_tile(value, tile, self.layout.chunk) for value in values)
         return FinishedTile(tile, totals, stored, crc, tuple(zlib.crc32(data) for data in stored))
 

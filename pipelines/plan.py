@@ -70,7 +70,7 @@ class Plan:
                 f"device   {self.device}, {self.precision}, uncertainty {self.uncertainty or 'none'}",
                 f"memory   {self.memory_bytes / 2**30:.2f} GiB streaming to disk;"
                 f" {(self.memory_bytes + self.field_bytes) / 2**30:.2f} GiB with the field in memory",
-                f"output   about {self.file_bytes / 2**20:,.1f} MiB ({self.field_bytes / 2**20:,.1f} before compression)",
+                f"output   about {self.file_bytes / 2**20:,.1f} MiB ({self.field_bytes / 2**20:,.1f} uncompressed)",
                 f"time     about {human_seconds(self.seconds)}, {self.points_per_second:,.0f} points/s"
                 f" (descriptors {human_seconds(self.feature_seconds)}, network {human_seconds(self.network_seconds)})",
             ]

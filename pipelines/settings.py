@@ -162,7 +162,7 @@ def _check_whole(name: str, value: Any, least: int, most: int) -> None:
 
 
 def resolve_device(device: str | None) -> str:
-    """"cpu" or a CUDA device as torch names it; without a wish, the GPU where there is one."""
+    """ "cpu" or a CUDA device as torch names it; without a wish, the GPU where there is one."""
     import torch
 
     from gpurho.evaluator import resolve_device as check
@@ -184,7 +184,7 @@ def _settle_grid(structure: Structure, model: DensityModel, spacing: float | Non
     if grid is not None:
         if spacing is not None:
             raise SettingsError(f"spacing {spacing!r} and a grid exclude each other; give one of them")
-        return grid if isinstance(grid, Grid) else Grid(grid, structure.cell, pbc=structure.pbc)
+        return grid if isinstance(grid, Grid) else Grid(grid, structure.cell, pbc=structure.pbc.tolist())
     fractional = structure.positions @ np.linalg.inv(structure.cell)
     outside = (np.abs(fractional - 0.5) > 0.5 + 1e-6) & ~structure.pbc
     if outside.any():
@@ -194,7 +194,7 @@ def _settle_grid(structure: Structure, model: DensityModel, spacing: float | Non
             " would be lost; centre the atoms (atoms.center(vacuum=8)) or pass a grid that holds them"
         )
     step = model.spec.training.get("spacing", DEFAULT_SPACING) if spacing is None else spacing
-    return Grid.from_spacing(structure.cell, step, pbc=structure.pbc)
+    return Grid.from_spacing(structure.cell, step, pbc=structure.pbc.tolist())
 
 
 def _find_model(structure: Structure, model: Any) -> tuple[DensityModel, str]:

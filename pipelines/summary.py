@@ -67,7 +67,9 @@ def summary_text(s: dict[str, Any]) -> str:
     if timing and timing["n_points"]:
         parts = {name: timing[name] for name in ("setup", "features", "network", "wait")}
         shares = ", ".join(f"{name} {value / timing['total']:.1%}" for name, value in parts.items())
-        lines.append(f"time     {human_seconds(timing['total'])}, {timing['points_per_second']:,.0f} points/s ({shares})")
+        lines.append(
+            f"time     {human_seconds(timing['total'])}, {timing['points_per_second']:,.0f} points/s ({shares})"
+        )
     elif s["out"]:
         lines.append("time     none: the file was complete")
     if s["out"]:
