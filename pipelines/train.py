@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from gpurho.datasets import Dataset, open_dataset
 from gpurho.errors import OutputExistsError, SettingsError
 from gpurho.pipelines.evaluate import EvaluationReport, evaluate
-from gpurho.training import Split, Trainer, TrainingSettings, split_snapshots, torch_threads, training_record
+from gpurho.training import Trainer, TrainingSettings, torch_threads, training_record
+from gpurho.trainingset import Split, split_snapshots
 
 if TYPE_CHECKING:
     from gpurho.model import DensityModel

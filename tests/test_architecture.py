@@ -25,10 +25,10 @@ LAYERS = [
     {"structure"},
     {"builders", "grid", "partition"},
     {"neighbors", "_neighbor_providers", "descriptors"},
-    {"layers", "uncertainty", "evaluator", "model", "data"},
+    {"layers", "uncertainty", "evaluator", "modelspec", "model", "data"},
     {"fields", "sections", "peratom", "metrics"},
     {"density", "densityfile", "journal", "store", "formats", "plotting", "datasets"},
-    {"training"},
+    {"trainingset", "training"},
     {"pipelines", "cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -16,10 +16,8 @@ from gpurho.training import (
     Trainer,
     TrainingSettings,
     negative_log_likelihood,
-    sample_points,
-    split_snapshots,
-    valence_electrons,
 )
+from gpurho.trainingset import sample_points, split_snapshots, valence_electrons
 
 SMALL = {
     "n_distances": 8,

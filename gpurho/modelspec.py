@@ -1,0 +1,137 @@
+"""The specification of a model: everything of it but its tensors, as JSON can hold it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from gpurho.descriptors import DescriptorSpec
+from gpurho.errors import GpurhoError, ModelError
+from gpurho.layers import NetworkSpec
+from gpurho.uncertainty import CalibrationFactors
+
+FORMAT = "gpurho-model"
+FORMAT_VERSION = 1
+TARGETS = ("density",)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a model is: everything of it but its tensors, as JSON can hold it.
+
+    Parameters
+    ----------
+    descriptor : DescriptorSpec
+        Features, and the species in their order.
+    valence : dict
+        Electrons that each species brings, by symbol.
+    network : NetworkSpec
+    density_mean, density_std : float, e/angstrom^3
+        Mean and standard deviation of the training target, which the network's output is scaled by.
+    distance_length : float, angstrom
+        Distances d enter the network as ``exp(-d / distance_length)``; 0 for the distances themselves.
+    target : str
+        "density".
+    calibration_factors : CalibrationFactors
+    training, dft, metrics, calibration, provenance : dict
+        How it was trained, the settings of the labels, and what it reached on held-out snapshots.
+    """
+
+    descriptor: DescriptorSpec
+    valence: dict[str, float]
+    network: NetworkSpec = field(default_factory=NetworkSpec)
+    density_mean: float = 0.0
+    density_std: float = 1.0
+    distance_length: float = 0.0
+    target: str = "density"
+    calibration_factors: CalibrationFactors = field(default_factory=CalibrationFactors)
+    training: dict[str, Any] = field(default_factory=dict)
+    dft: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+    library_version: str = ""
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise ModelError(f"model target {self.target!r} is not known; this version knows {', '.join(TARGETS)}")
+        missing = [s for s in self.species if s not in self.valence]
+        if missing:
+            raise ModelError(f"model names no valence electrons for {', '.join(missing)}")
+        for name in ("density_mean", "density_std", "distance_length"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+                raise ModelError(f"model {name} {value!r} is not a finite number")
+        if self.density_std <= 0 or self.distance_length < 0:
+            raise ModelError(
+                f"model density_std {self.density_std} or distance_length {self.distance_length} is out of range"
+            )
+
+    @property
+    def species(self) -> tuple[str, ...]:
+        """Chemical symbols the model knows."""
+        return self.descriptor.species
+
+    def distance_columns(self) -> list[int]:
+        """Column ranges of the distances among the features, ``[start, stop, start, stop, ...]``."""
+        d = self.descriptor
+        per_species = d.n_distances + d.n_angle_atoms * d.n_angle_neighbors
+        return [n for s in range(len(d.species)) for n in (s * per_species, s * per_species + d.n_distances)]
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of every tensor of the model file; all are float32."""
+        n = self.descriptor.n_features
+        shapes: dict[str, tuple[int, ...]] = {
+            "feature_mean": (n,),
+            "feature_std": (n,),
+            "skip": (self.network.blocks, max(1, self.network.layers - 1)),
+        }
+        for i, (rows, columns) in enumerate(self.network.shapes(n)):
+            for kind in ("mean", "sigma"):
+                shapes[f"layers.{i}.weight_{kind}"] = (rows, columns)
+                shapes[f"layers.{i}.bias_{kind}"] = (rows,)
+        return shapes
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values["descriptor"] = self.descriptor.to_dict()
+        values["network"] = vars(self.network)
+        values["calibration_factors"] = vars(self.calibration_factors)
+        return {"format": FORMAT, **values}
+
+    def to_json(self) -> str:
+        """JSON text; `from_json` reads it back."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "model") -> ModelSpec:
+        """From `to_json`; `where` names the source in error messages."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ModelError(f"{where}: the specification is not JSON ({error})") from None
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise ModelError(f"{where}: the specification is not one of a gpurho model")
+        version = values.get("format_version")
+        if not isinstance(version, int) or version < 1:
+            raise ModelError(f"{where}: format_version {version!r} is not a whole number from 1 up")
+        if version > FORMAT_VERSION:
+            raise ModelError(
+                f"{where}: format_version {version} is newer than {FORMAT_VERSION}, the newest this version reads;"
+                " upgrade gpurho"
+            )
+        unknown = sorted(set(values) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ModelError(f"{where}: the specification has unknown entries {unknown}")
+        try:
+            values["descriptor"] = DescriptorSpec.from_dict(values["descriptor"])
+            values["network"] = NetworkSpec(**values["network"])
+            values["calibration_factors"] = CalibrationFactors(**values["calibration_factors"])
+            return cls(**values)
+        except KeyError as error:
+            raise ModelError(f"{where}: the specification has no entry {error}") from None
+        except (GpurhoError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"{where}: {error}") from None
