@@ -45,7 +45,7 @@ class Grid:
     ) -> None:
         try:
             sizes = tuple(int(n) for n in shape)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             sizes = ()
         if len(sizes) != 3 or any(n < 1 or n > MAX_AXIS for n in sizes) or list(sizes) != list(shape):
             raise GridError(f"grid shape {shape!r} is not three whole numbers from 1 up; give e.g. (64, 64, 64)")
@@ -54,6 +54,8 @@ class Grid:
             raise GridError(f"grid cell {rows.tolist()} has no volume; give three independent vectors in angstrom")
         if start.shape != (3,) or not np.isfinite(start).all():
             raise GridError(f"grid origin {start.tolist()} is not a finite point; give (x, y, z) in angstrom")
+        if len(pbc) != 3:
+            raise GridError(f"grid pbc {pbc!r} does not say of three axes whether they are periods")
         rows.setflags(write=False)
         start.setflags(write=False)
         object.__setattr__(self, "shape", sizes)

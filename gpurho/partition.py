@@ -101,11 +101,26 @@ def make_tiles(
     GridError
         For a tile shape below 1 or a region that is empty or leaves the grid.
     """
-    shape = tuple(int(n) for n in tile_shape)
-    if len(shape) != 3 or min(shape) < 1 or list(shape) != list(tile_shape):
-        raise GridError(f"tile shape {tuple(tile_shape)!r} is not three whole numbers from 1 up; e.g. (64, 64, 64)")
-    box = [(0, n) for n in grid.shape] if region is None else [(int(a), int(b)) for a, b in region]
-    if len(box) != 3 or any(not 0 <= a < b <= n for (a, b), n in zip(box, grid.shape, strict=False)):
+    shape = _whole(tile_shape)
+    if shape is None or len(shape) != 3 or min(shape) < 1:
+        raise GridError(f"tile shape {tile_shape!r} is not three whole numbers from 1 up; e.g. (64, 64, 64)")
+    try:
+        box = [(0, n) for n in grid.shape] if region is None else [_whole(pair) for pair in region]
+    except TypeError:
+        box = []
+    if len(box) != 3 or any(
+        pair is None or len(pair) != 2 or not 0 <= pair[0] < pair[1] <= n
+        for pair, n in zip(box, grid.shape, strict=False)
+    ):
         raise GridError(f"region {region!r} is empty or leaves the grid {grid.shape}; give three (start, stop) pairs")
-    start, stop = (box[0][0], box[1][0], box[2][0]), (box[0][1], box[1][1], box[2][1])
-    return TileSet(start, stop, shape)
+    (a, b, c), (d, e, f) = zip(*box, strict=True)  # type: ignore[arg-type]  # none is None any more
+    return TileSet((a, b, c), (d, e, f), (shape[0], shape[1], shape[2]))
+
+
+def _whole(values: Sequence[int]) -> tuple[int, ...] | None:
+    """The values as ints, or None where one of them is not a whole number."""
+    try:
+        whole = tuple(int(value) for value in values)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return whole if list(whole) == list(values) else None

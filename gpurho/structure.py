@@ -51,8 +51,11 @@ class Structure:
         for name, dtype in (("positions", float), ("numbers", np.int64), ("cell", float), ("pbc", bool)):
             try:
                 value = np.array(getattr(self, name), dtype=dtype, order="C")
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise StructureError(f"{name} cannot be read as an array of {dtype.__name__}: {error}") from None
+            # Number 13.5 must not become 13 in silence.
+            if name == "numbers" and not np.array_equal(value, np.asarray(self.numbers)):
+                raise StructureError(f"numbers {self.numbers!r} are not whole; give atomic numbers, 1 to 118")
             value.setflags(write=False)
             object.__setattr__(self, name, value)
         self._check()
