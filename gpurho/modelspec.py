@@ -57,6 +57,12 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise ModelError(f"model target {self.target!r} is not known; this version knows {', '.join(TARGETS)}")
+        for name in ("valence", "training", "dft", "metrics", "calibration", "provenance"):
+            if not isinstance(getattr(self, name), dict):
+                raise ModelError(f"model {name} {getattr(self, name)!r} is not a table of names and values")
+        bad = [f"{k}: {v!r}" for k, v in self.valence.items() if not isinstance(v, int | float) or not 0 < v < 120]
+        if bad:
+            raise ModelError(f"model valence electrons {', '.join(bad)} are out of range")
         missing = [s for s in self.species if s not in self.valence]
         if missing:
             raise ModelError(f"model names no valence electrons for {', '.join(missing)}")
@@ -111,7 +117,7 @@ class ModelSpec:
         """From `to_json`; `where` names the source in error messages."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"{where}: the specification is not JSON ({error})") from None
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise ModelError(f"{where}: the specification is not one of a gpurho model")

@@ -105,7 +105,10 @@ def _rewrite(model: DensityModel, path: Path, spec: dict[str, object] | None = N
         ({"density_std": 0.0}, "density_std"),
         ({"target": "delta"}, "delta"),
         ({"valence": {"Si": 4.0}}, "Ge"),
-        ({"valence": None}, "m.safetensors"),
+        ({"valence": None}, "valence None"),
+        ({"valence": {"Si": 4.0, "Ge": "four"}}, "Ge: 'four'"),
+        ({"training": [1]}, r"training \[1\]"),
+        ({"density_mean": float("nan")}, "density_mean nan"),
         ({"calibration_factors": {"aleatoric": -1.0, "epistemic": 1.0}}, "aleatoric"),
     ],
 )
