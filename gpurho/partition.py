@@ -113,7 +113,7 @@ def make_tiles(
         for pair, n in zip(box, grid.shape, strict=False)
     ):
         raise GridError(f"region {region!r} is empty or leaves the grid {grid.shape}; give three (start, stop) pairs")
-    (a, b, c), (d, e, f) = zip(*box, strict=True)  # type: ignore[arg-type]  # none is None any more
+    (a, b, c), (d, e, f) = zip(*box, strict=True)
     return TileSet((a, b, c), (d, e, f), (shape[0], shape[1], shape[2]))
 
 
