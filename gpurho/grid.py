@@ -72,7 +72,7 @@ class Grid:
         origin: ArrayLike = (0.0, 0.0, 0.0),
     ) -> Grid:
         """The coarsest grid over `cell` whose step along each cell vector is at most `spacing` angstrom."""
-        if not (np.isfinite(spacing) and spacing > 0):
+        if not isinstance(spacing, int | float | np.number) or not (np.isfinite(spacing) and spacing > 0):
             raise GridError(f"spacing {spacing!r} is not positive; give the mesh spacing in angstrom, e.g. 0.2")
         lengths = np.linalg.norm(np.asarray(cell, dtype=float), axis=-1)
         # The small slack keeps a spacing that divides the edge exactly from gaining a point through rounding.

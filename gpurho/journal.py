@@ -73,7 +73,7 @@ class Lock:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 owner = os.read(self._file, 32).decode(errors="replace").strip() or "unknown"
                 os.close(self._file)
                 raise StoreError(

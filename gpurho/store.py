@@ -133,8 +133,11 @@ class FileSink:
         self.path, self.layout = path, layout
         self._part = path.with_name(path.name + ".part")
         self._journal_path = path.with_name(path.name + ".journal")
-        if not path.parent.is_dir():
-            raise StoreError(f"folder {path.parent} does not exist; create it or give another output")
+        try:
+            # One new folder is a wish; several at once are more likely a mistyped path.
+            path.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"folder {path.parent} cannot be made: {error.strerror}; create it first") from None
         try:
             self._lock = Lock(path.with_name(path.name + ".lock"), path)
         except OSError as error:

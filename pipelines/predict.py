@@ -61,7 +61,7 @@ def predict(
     device : str, optional
         "cpu" or "cuda[:n]"; by default the GPU where there is one. A device that is not there is an error.
     spacing : float, angstrom, optional
-        Largest step of the grid along each cell vector; by default that of the model's training data, or 0.2.
+        Largest step of the grid along each cell vector; 0.2 by default.
     grid : Grid or 3 ints, optional
         A grid, or the shape of one over the cell, instead of `spacing`.
     uncertainty : "analytic", "sampled" or None

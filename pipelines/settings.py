@@ -27,7 +27,7 @@ MIN_DISTANCE = 0.7
 """Atoms closer than this (angstrom) are an error in the input: just below the bond of the hydrogen molecule."""
 
 DEFAULT_SPACING = 0.2
-"""Mesh spacing in angstrom when neither the user nor the model names one."""
+"""Mesh spacing in angstrom when none is asked for."""
 
 MAX_TILE_POINTS = 1 << 24
 UNCERTAINTIES = ("analytic", "sampled", None)
@@ -131,7 +131,7 @@ def settle(
     structure = as_structure(atoms)
     found, name = _find_model(structure, model)
     where = resolve_device(device)
-    mesh = _settle_grid(structure, found, spacing, grid)
+    mesh = _settle_grid(structure, spacing, grid)
     if conserve is not None and not np.allclose(mesh.cell, structure.cell, rtol=0, atol=1e-6):
         raise SettingsError(f"conserve {conserve!r} needs a grid over the structure's cell; leave out grid or conserve")
     shape = DEFAULT_TILE if tile_shape is None else tuple(tile_shape)
@@ -180,7 +180,7 @@ def _resolve_precision(precision: str, device: str) -> str:
     return resolve_precision(precision, torch.device(device))
 
 
-def _settle_grid(structure: Structure, model: DensityModel, spacing: float | None, grid: Any) -> Grid:
+def _settle_grid(structure: Structure, spacing: float | None, grid: Any) -> Grid:
     if grid is not None:
         if spacing is not None:
             raise SettingsError(f"spacing {spacing!r} and a grid exclude each other; give one of them")
@@ -193,8 +193,9 @@ def _settle_grid(structure: Structure, model: DensityModel, spacing: float | Non
             f"atom {atom} lies outside of the cell along cell vector {axis}, which has no period, so its density"
             " would be lost; centre the atoms (atoms.center(vacuum=8)) or pass a grid that holds them"
         )
-    step = model.spec.training.get("spacing", DEFAULT_SPACING) if spacing is None else spacing
-    return Grid.from_spacing(structure.cell, step, pbc=structure.pbc.tolist())
+    return Grid.from_spacing(
+        structure.cell, DEFAULT_SPACING if spacing is None else spacing, pbc=structure.pbc.tolist()
+    )
 
 
 def _find_model(structure: Structure, model: Any) -> tuple[DensityModel, str]:

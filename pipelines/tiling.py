@@ -90,10 +90,9 @@ class Background:
             self._pending.popleft().result()
 
     def stop(self) -> None:
-        """Drop what has not begun and wait for what has."""
-        self._failed = self._failed or bool(self._pending)
+        """Finish what is in hand, unless writing failed: after an interrupt these tiles are worth keeping."""
         for pool in (self._encoders, self._writer):
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=True)
 
 
 class Stages:

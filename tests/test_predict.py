@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +217,7 @@ def test_auto_takes_the_model_with_fewest_species(tmp_path, monkeypatch):
         ({"seed": -1}, SettingsError, "seed -1"),
         ({"precision": "fp8"}, SettingsError, "fp8"),
         ({"spacing": -0.1}, GridError, "spacing -0.1"),
+        ({"spacing": "wide"}, GridError, "spacing 'wide'"),
         ({"spacing": float("nan")}, GridError, "spacing nan"),
         ({"spacing": 0.2, "grid": (4, 4, 4)}, SettingsError, "exclude"),
         ({"region": ((0, 2), (0, 3), (4, 4))}, GridError, "region"),
@@ -296,9 +301,6 @@ def test_plan(model):
 
 
 def test_import_is_light_and_exports_resolve():
-    import subprocess
-    import sys
-
     code = (
         "import sys, gpurho; sys.exit(any(m in sys.modules for m in ('torch', 'numba', 'ase', 'h5py', 'matplotlib')))"
     )
@@ -311,3 +313,19 @@ def test_import_is_light_and_exports_resolve():
     assert callable(gpurho.descriptors)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = gpurho.nothing
+
+
+def test_checkout_on_the_path_without_an_installation(tmp_path):
+    """PYTHONPATH=<checkout> is enough: the folders beside the package are found."""
+    root = Path(gpurho.__file__).resolve().parents[1]
+    if not (root / "kernels").is_dir():
+        pytest.skip("this is not a checkout")
+    code = f"""
+        import sys
+        sys.meta_path = [f for f in sys.meta_path if "editable" not in repr(f)]
+        sys.path = [p for p in sys.path if "gpurho" not in p]
+        sys.path.insert(0, {str(root)!r})
+        import gpurho.kernels, gpurho.pipelines.predict
+        assert gpurho.kernels.__file__ == {str(root / "kernels" / "__init__.py")!r}
+    """
+    subprocess.run([sys.executable, "-I", "-c", textwrap.dedent(code)], check=True, cwd=tmp_path)
