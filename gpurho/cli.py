@@ -29,8 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _build_parser()
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
-    # Threads that wait by spinning slow a shared machine down many times over; OpenMP reads this when torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from gpurho.pipelines.settings import patient_threads
+
+    patient_threads()
     try:
         code: int = options.run(options) or 0
         sys.stdout.flush()
@@ -185,10 +186,16 @@ def read_structure(path: Path) -> Any:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    from gpurho.formats import kind_of
     from gpurho.pipelines.predict import run_job
     from gpurho.pipelines.settings import settle
     from gpurho.pipelines.summary import summarize, summary_text
+    from gpurho.plotting import check_picture_name
 
+    for path in options.write:
+        kind_of(path)
+    if options.plot is not None:
+        check_picture_name(options.plot)
     job = settle(read_structure(options.structure), **_settings(options))
     with run_job(job, options.out, resume=not options.no_resume, progress=not options.quiet) as density:
         summary = summarize(job, density, options.out)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MAX_PIXELS = 1200
 """Points along an edge of a picture; of larger sections every n-th is drawn."""
 
+PICTURES = (".png", ".pdf", ".svg", ".jpg")
+
 # Perceptually uniform and told apart by readers with any colour vision.
 COLORS = {"mean": "viridis", "aleatoric": "cividis", "epistemic": "magma", "std": "magma"}
 TITLES = {
@@ -72,6 +74,8 @@ def plot_density(
     ------
     SettingsError, FormatError
     """
+    if path is not None:
+        check_picture_name(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -105,12 +109,15 @@ def plot_density(
     if path is not None:
         try:
             figure.savefig(path, dpi=dpi)
-        except ValueError as error:
-            reason = str(error).splitlines()[0]
-            raise FormatError(f"{path}: {reason}; give a name that ends in .png, .pdf or .svg") from None
         except OSError as error:
             raise StoreError(f"picture {path} cannot be written: {error.strerror}") from None
     return figure
+
+
+def check_picture_name(path: str | Path) -> None:
+    """Raise `FormatError` unless the name says a format that can be written."""
+    if Path(path).suffix.lower() not in PICTURES:
+        raise FormatError(f"picture {path}: the name does not say the format; give one of {', '.join(PICTURES)}")
 
 
 def _draw(

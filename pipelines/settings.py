@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -114,6 +116,7 @@ def settle(
     tile_shape: Sequence[int] | None = None,
 ) -> Job:
     """Settle the arguments of `gpurho.predict`, cheapest checks first; see there."""
+    patient_threads()
     if client is not None or (devices is not None and devices != 1):
         raise SettingsError(
             f"devices={devices!r}, client={client!r}: this version predicts on one device; leave both out, or run one"
@@ -154,6 +157,16 @@ def settle(
         seed=int(seed),
         conserve=conserve,
     )
+
+
+def patient_threads() -> None:
+    """Let OpenMP's threads sleep while they wait, unless the user has a wish or torch is loaded already.
+
+    By default they spin; beside other work on the same cores a batch then waits for threads that are not running.
+    Measured with two threads on two cores, one of them busy: 20 times the speed in fp32, 7 times in bf16.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _check_whole(name: str, value: Any, least: int, most: int) -> None:

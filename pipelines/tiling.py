@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpurho.density import Density
+from gpurho.errors import DeviceError
 from gpurho.fields import Correction, Totals
 from gpurho.partition import Tile
 from gpurho.pipelines.settings import Job
@@ -173,6 +174,8 @@ def encoder_threads(job: Job) -> int:
 
 def run_tiles(job: Job, sink: Sink, tick: Callable[[int], None]) -> Timing:
     """Predict all tiles that `sink` does not have yet; `tick` is told the points of each finished tile."""
+    import torch
+
     timing = Timing()
     begin = time.perf_counter()
     done = sink.done
@@ -209,6 +212,11 @@ def run_tiles(job: Job, sink: Sink, tick: Callable[[int], None]) -> Timing:
         hand_over()
         background.drain()
         timing.wait += time.perf_counter() - start
+    except torch.OutOfMemoryError:
+        raise DeviceError(
+            f"a tile of {max_tile_points(job):,} points does not fit on {job.device}; give a smaller tile_shape"
+            " (--tile-shape 32 32 32)"
+        ) from None
     finally:
         background.stop()
     timing.total = time.perf_counter() - begin

@@ -183,6 +183,13 @@ def test_output_of_other_settings(files, tmp_path, capsys):
     assert main(arguments(files, "--out", out, "--conserve", "uniform", "--no-resume")) == 0
 
 
+def test_names_of_outputs_are_checked_before_the_work(files, tmp_path, capsys):
+    out = tmp_path / "rho.h5"
+    assert ".png" in failure(capsys, arguments(files, "--out", str(out), "--plot", "slice.doc"))
+    assert "*.cube" in failure(capsys, arguments(files, "--out", str(out), "--write", "rho.txt"))
+    assert not out.exists()
+
+
 def test_settings_are_refused_in_one_line(files, capsys):
     assert "devices=4" in failure(capsys, arguments(files, "--devices", "4"))
     assert "exclude" in failure(capsys, arguments(files, "--spacing", "0.2"))

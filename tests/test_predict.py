@@ -329,3 +329,17 @@ def test_checkout_on_the_path_without_an_installation(tmp_path):
         assert gpurho.kernels.__file__ == {str(root / "kernels" / "__init__.py")!r}
     """
     subprocess.run([sys.executable, "-I", "-c", textwrap.dedent(code)], check=True, cwd=tmp_path)
+
+
+def test_a_full_device_is_one_line(model, monkeypatch):
+    import torch
+
+    from gpurho.evaluator import Evaluator
+
+    def full(self, features):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee documentation")
+
+    monkeypatch.setattr(Evaluator, "__call__", full)
+    with pytest.raises(DeviceError, match="--tile-shape") as caught:
+        gpurho.predict(aluminium(), model, grid=(8, 8, 8), **settings())
+    assert "\n" not in str(caught.value)
