@@ -63,7 +63,7 @@ def simulated_sorter(n_inputs: int, n_fine: int, n_sorted: int) -> Callable[...,
     return sort
 
 
-def make_sorter(n_inputs: int, n_fine: int, n_sorted: int) -> Any:
+def make_sorter(n_inputs: int, n_fine: int, n_sorted: int, intrinsic: Any = None) -> Any:
     """Device function that sorts the candidates of one grid point.
 
     Parameters
@@ -74,6 +74,8 @@ def make_sorter(n_inputs: int, n_fine: int, n_sorted: int) -> Any:
         Of so many nearest the indices are wanted.
     n_sorted : int
         So many nearest are ordered; of those from `n_fine` up only the distances are wanted.
+    intrinsic : callable, optional
+        The decorator of the target; by default that of Numba's CUDA target. Tests run the same code on the CPU.
 
     Returns
     -------
@@ -86,7 +88,9 @@ def make_sorter(n_inputs: int, n_fine: int, n_sorted: int) -> Any:
     """
     from llvmlite import ir
     from numba import types
-    from numba.cuda.extending import intrinsic
+
+    if intrinsic is None:
+        from numba.cuda.extending import intrinsic
 
     comparators = outputs_of(n_inputs, n_sorted)
     mask = (1 << index_bits(n_inputs)) - 1
