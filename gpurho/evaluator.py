@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpurho.domain import domain_excess, extrapolation_sigma
 from gpurho.errors import DeviceError, ModelError, SettingsError
 from gpurho.layers import LOG_VARIANCE_LIMITS, transform_features
 
@@ -38,6 +39,8 @@ class Evaluator:
         As resolved from "auto".
     uncertainty : "analytic", "sampled" or None
     batch_size : int
+    n_outside : int
+        Points so far that lay a standard deviation or more outside of the training domain (with uncertainty only).
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class Evaluator:
         *,
         feature_mean: Tensor,
         feature_std: Tensor,
+        feature_low: Tensor,
+        feature_high: Tensor,
         columns: list[int],
         length: float,
         density_mean: float,
@@ -66,6 +71,9 @@ class Evaluator:
         # (x - mean) / std as one multiply-add.
         self._slope = (1.0 / feature_std).to(device)
         self._shift = (-feature_mean / feature_std).to(device)
+        self._low = ((feature_low - feature_mean) / feature_std).to(device)
+        self._high = ((feature_high - feature_mean) / feature_std).to(device)
+        self.n_outside = 0
         self._offset, self._scale = float(density_mean), float(density_std)
         self._factors = factors
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -100,15 +108,18 @@ class Evaluator:
         mean = torch.empty(n, dtype=torch.float32, device=self.device)
         log_variance = torch.empty_like(mean) if with_sigma else None
         variance = torch.empty_like(mean) if with_sigma else None
+        excess = torch.empty_like(mean)
         # Without the profiling executor a call runs the same kernels the first time and every time after.
         with torch.inference_mode(), torch.jit.optimized_execution(False):
             for start in range(0, n, self.batch_size):
                 rows = slice(start, min(start + self.batch_size, n))
                 count = rows.stop - rows.start
-                x = self._inputs(features[rows])
+                inputs = self._standardised(features[rows])
+                x = self._padded(inputs)
                 out, spread = self._network(x)
                 mean[rows] = out[:count, 0]
                 if log_variance is not None and variance is not None:
+                    excess[rows] = domain_excess(inputs, self._low, self._high)
                     log_variance[rows] = out[:count, 1]
                     variance[rows] = (self._sample_variance(x, out) if self._samples else spread)[:count]
             # In place and once over all points; the network's outputs are in units of the standardised target.
@@ -118,6 +129,8 @@ class Evaluator:
                 return mean, None, None
             aleatoric = log_variance.clamp_(*LOG_VARIANCE_LIMITS).mul_(0.5).exp_().mul_(self._scale * self._factors[0])
             epistemic = variance.sqrt_().mul_(self._scale * self._factors[1])
+            epistemic = epistemic.hypot_(extrapolation_sigma(excess, self._offset, self._scale))
+            self.n_outside += int((excess >= 1.0).sum())
             for name, values in (("mean", mean), ("aleatoric", aleatoric), ("epistemic", epistemic)):
                 _require_finite(values, name)
         return mean, aleatoric, epistemic
@@ -133,8 +146,11 @@ class Evaluator:
                 f"features are {features.dtype} on {features.device}; give torch.float32 on {self.device}"
             )
 
-    def _inputs(self, features: Tensor) -> Tensor:
-        x = torch.addcmul(self._shift, transform_features(features, self._columns, self._length), self._slope)
+    def _standardised(self, features: Tensor) -> Tensor:
+        return torch.addcmul(self._shift, transform_features(features, self._columns, self._length), self._slope)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """Inputs in the network's precision, filled up to a whole batch."""
         if x.size(0) == self.batch_size:
             return x.to(self._dtype)
         padded = torch.zeros((self.batch_size, x.size(1)), dtype=self._dtype, device=self.device)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpurho.domain import UNBOUNDED
 from gpurho.errors import ModelError
 
 N_OUTPUTS = 2
@@ -252,6 +253,8 @@ class DensityNetwork(nn.Module):
         linears: Any
         feature_mean: Tensor
         feature_std: Tensor
+        feature_low: Tensor
+        feature_high: Tensor
 
     def __init__(
         self,
@@ -273,6 +276,8 @@ class DensityNetwork(nn.Module):
         self.skip = nn.Parameter(torch.full((spec.blocks, max(1, spec.layers - 1)), 0.5))
         self.register_buffer("feature_mean", torch.zeros(n_features))
         self.register_buffer("feature_std", torch.ones(n_features))
+        self.register_buffer("feature_low", torch.full((n_features,), -UNBOUNDED))
+        self.register_buffer("feature_high", torch.full((n_features,), UNBOUNDED))
 
     def standardise(self, features: Tensor) -> Tensor:
         """Raw features (n, F) to the network's inputs."""

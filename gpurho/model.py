@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gpurho.domain import domain_excess, extrapolation_sigma
 from gpurho.errors import ModelError
 from gpurho.evaluator import Evaluator
 from gpurho.layers import (
@@ -32,6 +33,7 @@ from gpurho.modelspec import ModelSpec
 
 METADATA_KEY = "gpurho"
 DATA_FOLDER = Path(__file__).parent / "data"
+FEATURE_TENSORS = ("feature_mean", "feature_std", "feature_low", "feature_high")
 MAX_FILE_BYTES = 2 * 2**30
 
 
@@ -73,7 +75,7 @@ class DensityModel:
     @classmethod
     def from_network(cls, spec: ModelSpec, network: DensityNetwork) -> DensityModel:
         """The model of a trained network."""
-        tensors = {k: getattr(network, k) for k in ("feature_mean", "feature_std", "skip")}
+        tensors = {k: getattr(network, k) for k in (*FEATURE_TENSORS, "skip")}
         for i, layer in enumerate(network.linears):
             for kind in ("weight", "bias"):
                 tensors[f"layers.{i}.{kind}_mean"] = getattr(layer, f"{kind}_mean")
@@ -85,7 +87,7 @@ class DensityModel:
         spec = self.spec
         net = DensityNetwork(spec.network, spec.descriptor.n_features, spec.distance_columns(), spec.distance_length)
         with torch.no_grad():
-            for name in ("feature_mean", "feature_std", "skip"):
+            for name in (*FEATURE_TENSORS, "skip"):
                 getattr(net, name).copy_(self.tensors[name])
             for i, layer in enumerate(net.linears):
                 for kind in ("weight", "bias"):
@@ -143,6 +145,8 @@ class DensityModel:
             networks,
             feature_mean=self.tensors["feature_mean"],
             feature_std=self.tensors["feature_std"],
+            feature_low=self.tensors["feature_low"],
+            feature_high=self.tensors["feature_high"],
             columns=self.spec.distance_columns(),
             length=self.spec.distance_length,
             density_mean=self.spec.density_mean,
@@ -222,13 +226,15 @@ class _Exported(nn.Module):
     if TYPE_CHECKING:  # TorchScript reads annotations that exist at run time
         feature_mean: Tensor
         feature_std: Tensor
+        feature_low: Tensor
+        feature_high: Tensor
 
     def __init__(self, model: DensityModel) -> None:
         super().__init__()
         spec = model.spec
         self.network = model.prediction_network(torch.float32, analytic=True)
-        self.register_buffer("feature_mean", model.tensors["feature_mean"])
-        self.register_buffer("feature_std", model.tensors["feature_std"])
+        for name in FEATURE_TENSORS:
+            self.register_buffer(name, model.tensors[name])
         self.columns = torch.jit.annotate(list[int], spec.distance_columns())
         self.length, self.offset, self.scale = (
             float(spec.distance_length),
@@ -245,7 +251,11 @@ class _Exported(nn.Module):
         log_variance = torch.clamp(out[:, 1], self.low, self.high)
         mean = out[:, 0] * self.scale + self.offset
         aleatoric = torch.exp(0.5 * log_variance) * (self.scale * self.aleatoric_factor)
-        return mean, aleatoric, torch.sqrt(variance) * (self.scale * self.epistemic_factor)
+        low = (self.feature_low - self.feature_mean) / self.feature_std
+        high = (self.feature_high - self.feature_mean) / self.feature_std
+        beyond = extrapolation_sigma(domain_excess(x, low, high), self.offset, self.scale)
+        epistemic = torch.hypot(torch.sqrt(variance) * (self.scale * self.epistemic_factor), beyond)
+        return mean, aleatoric, epistemic
 
 
 @dataclass(frozen=True)

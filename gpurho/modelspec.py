@@ -92,6 +92,8 @@ class ModelSpec:
         shapes: dict[str, tuple[int, ...]] = {
             "feature_mean": (n,),
             "feature_std": (n,),
+            "feature_low": (n,),
+            "feature_high": (n,),
             "skip": (self.network.blocks, max(1, self.network.layers - 1)),
         }
         for i, (rows, columns) in enumerate(self.network.shapes(n)):

@@ -174,6 +174,8 @@ class Trainer:
         network.feature_mean.copy_(inputs.mean(0))
         # A column without spread (far distances that are all capped) must not be blown up.
         network.feature_std.copy_(inputs.std(0, correction=0).clamp_min(1e-5))
+        network.feature_low.copy_(inputs.amin(0))
+        network.feature_high.copy_(inputs.amax(0))
         del inputs
         n_grid = sum(int(np.prod(self.dataset[i].density.shape)) for i in self.split.train)
 

@@ -25,7 +25,7 @@ LAYERS = [
     {"structure"},
     {"builders", "grid", "partition"},
     {"neighbors", "_neighbor_providers", "descriptors"},
-    {"layers", "uncertainty", "evaluator", "modelspec", "model", "data"},
+    {"domain", "layers", "uncertainty", "evaluator", "modelspec", "model", "data"},
     {"fields", "sections", "peratom", "metrics"},
     {"density", "densityfile", "journal", "store", "formats", "plotting", "datasets"},
     {"trainingset", "training"},
