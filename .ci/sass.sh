@@ -32,5 +32,5 @@ cuda13=$(environment cuda13 "numba-cuda[cu13]==0.30.4" "cuda-toolkit[nvcc,nvrtc,
 "$cuda13" benchmarks/sass_check.py --arch 80 90
 "$cuda13" -m pytest -q tests/test_cuda_simulator.py
 
-cuda12=$(environment cuda12 "numba-cuda[cu12]==0.30.4" "cuda-toolkit[nvcc,nvrtc,nvjitlink,cudart,nvvm]==12.9.*")
+cuda12=$(environment cuda12 "numba-cuda[cu12]==0.30.4" "cuda-toolkit[nvcc,nvrtc,nvjitlink,cudart]==12.9.*")
 "$cuda12" benchmarks/sass_check.py --arch 70 80 90

@@ -79,7 +79,7 @@ def compile_kernel(source: Any, arch: int, ptxas: str) -> dict[str, int]:
 
 def check_arch(arch: int, names: list[str] | None = None) -> list[dict[str, Any]]:
     """A row for every kernel of every specification; `names` keeps the kernels that it holds."""
-    from gpurho.kernels.cuda import kernel_sources
+    from gpurho.kernels._cuda_sources import kernel_sources
     from gpurho.kernels.scalar_product import FeatureSizes
 
     ptxas = find_ptxas()

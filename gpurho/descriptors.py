@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gpurho.kernels.batches import Batches, grid_batches, point_batches
 from numpy.typing import ArrayLike, NDArray
 
 from gpurho.errors import DeviceError, GridError, SettingsError, UnknownSpeciesError
 from gpurho.grid import Grid
+from gpurho.kernels.batches import Batches, grid_batches, point_batches
 from gpurho.partition import Tile
 from gpurho.structure import Structure, as_structure
 
@@ -182,7 +182,6 @@ class Environment:
     def __init__(self, structure: Structure, spec: DescriptorSpec, device: str = "cpu") -> None:
         from gpurho.kernels.celllist import bin_atoms
         from gpurho.kernels.scalar_product import TIE_TOLERANCE, pack_neighbors
-
         from gpurho.neighbors import nearest_table
 
         self.structure, self.spec, self.device = structure, spec, str(device)
@@ -207,7 +206,11 @@ class Environment:
         low, high = np.array(tile.start, float), np.array(tile.stop, float) - 1.0
         ends = np.array([[(low, high)[c >> d & 1][d] for d in range(3)] for c in range(8)])
         corners = grid.origin + ends @ grid.steps
-        return self._features(grid.points(tile.start, tile.stop), grid_batches(tile.shape), corners, out)
+        if self._cuda is None:
+            points = grid.points(tile.start, tile.stop)
+        else:
+            points = self._cuda.grid_points(grid.origin, grid.steps, tile.start, tile.stop)
+        return self._features(points, grid_batches(tile.shape), corners, out)
 
     def point_features(self, points: ArrayLike, out: Any = None) -> Features:
         """Descriptors of any points, (n_points, 3) angstrom."""

@@ -12,94 +12,23 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 from numba import cuda
-from numba.core import config
 
 from gpurho.errors import DeviceError, MissingDependencyError, SettingsError
-from gpurho.kernels import _cuda_candidates, _cuda_exact, _cuda_network, _cuda_select
+from gpurho.kernels import _cuda_exact, _cuda_select
+from gpurho.kernels._cuda_sources import GATHER_THREADS, SIMULATOR, class_sizes, compiled
 from gpurho.kernels.batches import LANES, Batches
 from gpurho.kernels.celllist import SpeciesCells
 from gpurho.kernels.scalar_product import TIE_TOLERANCE, FeatureSizes, NeighborArrays
 
-SIMULATOR = bool(getattr(config, "ENABLE_CUDASIM", 0))
-"""Whether Numba runs kernels as Python threads: for tests."""
-
-NETWORKS = (32, 64, 80, 96, 112, 128, 160, 192, 224)
-"""Numbers of candidates for which kernels are made; with more, registers would spill."""
-SHARED_BYTES = 49152
-"""Shared memory that every device gives a block without asking."""
 SCRATCH_BYTES = 2**28
 """Most memory for the exact path's scratch; its points are done in chunks that keep to it."""
 BLOCK = 128
 """Threads of a block of the kernels that have a thread per point."""
-
-
-@dataclass(frozen=True)
-class KernelSource:
-    """A kernel before compilation: Python function, signature, options of ``cuda.jit``."""
-
-    name: str
-    make: Callable[[], Callable[..., Any]]
-    signature: tuple[Any, ...]
-    options: dict[str, Any]
-
-
-def kernel_sources(sizes: FeatureSizes) -> dict[str, KernelSource]:
-    """Every kernel of a specification, by name; ``select_n`` is the fast path for n candidates."""
-    gather_threads, bins = (16, 64) if SIMULATOR else (_cuda_candidates.THREADS, _cuda_candidates.BINS)
-    sources = [
-        KernelSource("reset", lambda: _cuda_exact.reset, _cuda_exact.RESET_SIGNATURE, {}),
-        KernelSource(
-            "gather", lambda: _cuda_candidates.make_gather(gather_threads, bins), _cuda_candidates.SIGNATURE, {}
-        ),
-        KernelSource("list_exact", lambda: _cuda_exact.list_exact, _cuda_exact.LIST_SIGNATURE, {}),
-        KernelSource("exact", lambda: _cuda_exact.make_exact(sizes), _cuda_exact.EXACT_SIGNATURE, {}),
-        KernelSource("capped", lambda: _cuda_exact.make_capped(sizes), _cuda_exact.CAPPED_SIGNATURE, {}),
-    ]
-    for n_inputs in class_sizes(sizes):
-        sources.append(
-            KernelSource(
-                f"select_{n_inputs}",
-                partial(_make_select, n_inputs, sizes),
-                _cuda_select.SIGNATURE,
-                {"fastmath": True},
-            )
-        )
-    if sizes.n_cross > 0 and sizes.n_species > 1:
-        sources.append(
-            KernelSource(
-                "cross", lambda: _cuda_select.make_cross(sizes), _cuda_select.CROSS_SIGNATURE, {"fastmath": True}
-            )
-        )
-    return {source.name: source for source in sources}
-
-
-def class_sizes(sizes: FeatureSizes) -> list[int]:
-    """The networks that serve a specification; none where its rows do not fit into shared memory."""
-    _, _, n_sorted = _cuda_select.ranks(sizes)
-    return [n for n in NETWORKS if n >= n_sorted and _cuda_select.shared_bytes(n, sizes) <= SHARED_BYTES]
-
-
-def _make_select(n_inputs: int, sizes: FeatureSizes) -> Callable[..., Any]:
-    _, n_fine, n_sorted = _cuda_select.ranks(sizes)
-    make = _cuda_network.simulated_sorter if SIMULATOR else _cuda_network.make_sorter
-    sort = make(n_inputs, n_fine, n_sorted)
-    return _cuda_select.make_select(n_inputs, sizes, cuda.jit(device=True)(sort) if SIMULATOR else sort)
-
-
-@lru_cache(maxsize=512)
-def _kernel(sizes: FeatureSizes, name: str, device: int) -> Any:
-    """One compiled kernel; compilation happens here, for the current device."""
-    source = kernel_sources(sizes)[name]
-    if SIMULATOR:
-        return cuda.jit(**source.options)(source.make())
-    return cuda.jit(source.signature, **source.options)(source.make())
 
 
 @dataclass
@@ -185,8 +114,12 @@ def scalar_product_features(
             return _launch(points, batches, cells, neighbors, sizes, out, work, stream, device)
         except Exception as error:
             if "OUT_OF_MEMORY" in str(error):
-                raise DeviceError(f"the GPU's memory does not hold {len(points)} points; use smaller tiles") from error
+                raise _no_room(len(points)) from error
             raise
+
+
+def _no_room(n_points: int) -> DeviceError:
+    return DeviceError(f"the GPU's memory does not hold the descriptors of {n_points} points; use smaller tiles")
 
 
 def _launch(
@@ -208,7 +141,7 @@ def _launch(
     bonds, tied_atoms = view(neighbors.bonds), view(neighbors.tied)
 
     def run(name: str, blocks: int, threads: int, *arguments: Any) -> None:
-        _kernel(sizes, name, device)[blocks, threads, stream](*arguments)
+        compiled(sizes, name, device)[blocks, threads, stream](*arguments)
 
     def read(array: Any) -> Any:
         values = array.copy_to_host(stream=stream)
@@ -231,7 +164,7 @@ def _launch(
     crossing = work.array("crossing", (sizes.n_species * sizes.n_cross, n_points), np.int32)
     run("reset", per_point, BLOCK, exact, counters, class_counts)
     run(
-        "gather", n_entries, 16 if SIMULATOR else _cuda_candidates.THREADS,
+        "gather", n_entries, GATHER_THREADS,
         points, order, batch_start, positions, cell_start, *box,
         n_sorted, n_fine, sizes.cutoff + TIE_TOLERANCE, network_sizes,
         spheres, cuts, counts, lists, class_counts, entries, exact,
@@ -342,6 +275,26 @@ class CudaFeatures:
             kept = self._batches[id(batches)] = batches, there
         return kept[1]
 
+    def grid_points(self, origin: Any, steps: Any, start: Any, stop: Any) -> Any:
+        """Points of a box of a grid, made on the device: the bits of `gpurho.grid.Grid.points`.
+
+        Parameters
+        ----------
+        origin : (3,) float64, angstrom
+        steps : (3, 3) float64, angstrom
+            Rows: from a point to the next along each axis.
+        start, stop : 3 ints
+        """
+        import torch
+
+        step, zero = (torch.tensor(np.array(x, dtype=np.float64), device=self.device) for x in (steps, origin))
+        x, y, z = (
+            torch.arange(int(start[d]), int(stop[d]), dtype=torch.float64, device=self.device)[:, None] * step[d]
+            for d in range(3)
+        )
+        box = (zero + x)[:, None, None, :] + y[None, :, None, :] + z[None, None, :, :]
+        return box.reshape(-1, 3).contiguous()
+
     def __call__(
         self, points: Any, batches: Batches, cells: SpeciesCells, out: Any = None
     ) -> tuple[Any, int, int, int]:
@@ -361,7 +314,10 @@ class CudaFeatures:
 
         shape = (len(points), self.sizes.n_features)
         if out is None:
-            out = torch.empty(shape, dtype=torch.float32, device=self.device)
+            try:
+                out = torch.empty(shape, dtype=torch.float32, device=self.device)
+            except torch.OutOfMemoryError as error:
+                raise _no_room(len(points)) from error
         elif (
             not isinstance(out, torch.Tensor)
             or tuple(out.shape) != shape

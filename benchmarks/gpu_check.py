@@ -1,0 +1,266 @@
+"""Everything that needs a GPU, by one command, in under ten minutes: tests, agreement with the CPU, speed, memory.
+
+    python benchmarks/gpu_check.py --json gpu.json
+
+The exit status is 0 where all tests pass and CUDA agrees with the CPU, 1 where not, and 3 without a usable GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("gpurho", "torch", "numba", "numba-cuda", "cuda-toolkit", "numpy", "cupy-cuda13x", "cupy-cuda12x")
+DISTANCE, ANGLE = 2e-5, 1e-4
+"""Largest differences from the CPU that pass (angstrom; cosine): the paths of a tied point may differ."""
+
+
+def unusable() -> str | None:
+    """Why no GPU can be used here; None where one can."""
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} finds no CUDA device"
+    if importlib.util.find_spec("numba_cuda") is None:
+        return "numba-cuda is not installed; pip install 'gpurho[cuda13]' or 'gpurho[cuda12]'"
+    from numba import cuda
+
+    return None if cuda.is_available() else "numba-cuda finds no CUDA device or no tool chain"
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import torch
+
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    driver = None
+    if shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=driver_version,power.limit", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip().splitlines()[:1]
+    device = torch.cuda.get_device_properties(0)
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "device": device.name,
+        "capability": f"{device.major}.{device.minor}",
+        "memory_gib": device.total_memory / 2**30,
+        "multiprocessors": device.multi_processor_count,
+        "driver": driver,
+        "torch_cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def run_tests(seconds: float) -> dict[str, Any]:
+    """The tests marked `gpu`."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", str(ROOT / "tests")]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return {"passed": False, "summary": f"stopped after {seconds:.0f} s"}
+    tail = done.stdout.strip().splitlines()[-12:]
+    return {"passed": done.returncode == 0, "seconds": time.perf_counter() - start, "summary": tail}
+
+
+def structures() -> dict[str, tuple[Any, Any, float]]:
+    """Name -> (atoms, specification, spacing) of the agreement check."""
+    from ase.build import bulk, fcc111
+
+    from gpurho.descriptors import DescriptorSpec
+
+    rng = np.random.default_rng(0)
+    aluminium, silicon_germanium = DescriptorSpec(("Al",)), DescriptorSpec(("Si", "Ge"), n_cross=4)
+    rattled = bulk("Al", "fcc", 4.05, cubic=True).repeat(4)
+    rattled.positions += rng.normal(0, 0.1, rattled.positions.shape)
+    sheared = rattled.copy()
+    sheared.set_cell(rattled.cell.array @ np.array([[1, 0.3, 0], [0, 1, -0.2], [0.1, 0, 1]]), scale_atoms=True)
+    slab = fcc111("Al", (4, 4, 5), vacuum=15.0)
+    alloy = bulk("Si", "diamond", 5.5, cubic=True).repeat(3)
+    alloy.symbols[rng.permutation(len(alloy))[: len(alloy) // 2]] = "Ge"
+    alloy.positions += rng.normal(0, 0.1, alloy.positions.shape)
+    return {
+        "Al rattled": (rattled, aluminium, 0.25),
+        "Al sheared": (sheared, aluminium, 0.4),
+        "Al perfect": (bulk("Al", "fcc", 4.05, cubic=True), aluminium, 0.2),
+        "Al vacancy": (bulk("Al", "fcc", 4.05, cubic=True).repeat(3)[1:], aluminium, 0.35),
+        "Al slab": (slab, aluminium, 0.4),
+        "SiGe alloy": (alloy, silicon_germanium, 0.35),
+    }
+
+
+def agreement(name: str) -> dict[str, Any]:
+    """Largest differences between CUDA and the CPU on one system."""
+    from gpurho.descriptors import Environment
+    from gpurho.grid import Grid
+    from gpurho.partition import make_tiles
+    from gpurho.structure import Structure
+
+    atoms, spec, spacing = structures()[name]
+    structure = Structure.from_ase(atoms)
+    grid = Grid.from_spacing(structure.cell, spacing)
+    tile = make_tiles(grid, (40, 40, 40))[0]
+    cpu, cuda = (Environment(structure, spec, d).tile_features(grid, tile) for d in ("cpu", "cuda"))
+    difference = np.abs(cuda.values.cpu().numpy() - cpu.values)
+    is_distance = np.array([column.startswith("d_") for column in spec.feature_names()])
+    distance, angle = float(difference[:, is_distance].max()), float(difference[:, ~is_distance].max())
+    return {
+        "points": tile.n_points,
+        "distance": distance,
+        "cosine": angle,
+        "agrees": bool(distance <= DISTANCE and angle <= ANGLE),
+        "exact": {"cpu": cpu.n_exact, "cuda": cuda.n_exact},
+        "capped": {"cpu": cpu.n_capped, "cuda": cuda.n_capped},
+        "tied": {"cpu": cpu.n_tied, "cuda": cuda.n_tied},
+    }
+
+
+def throughput(name: str, spacing: float, edge: int, repeats: int = 9) -> dict[str, Any]:
+    """Points per second of one tile: by the device's events, and by the clock with the host's part."""
+    import torch
+
+    from gpurho.descriptors import Environment
+    from gpurho.grid import Grid
+    from gpurho.kernels.batches import grid_batches
+    from gpurho.kernels.celllist import atoms_around, species_cells
+    from gpurho.partition import make_tiles
+    from gpurho.structure import Structure
+
+    atoms, spec, _ = structures()[name]
+    repeat = np.maximum(1, np.ceil(edge * spacing / np.linalg.norm(atoms.cell.array, axis=1))).astype(int)
+    structure = Structure.from_ase(atoms.repeat(tuple(repeat)))
+    grid = Grid.from_spacing(structure.cell, spacing)
+    tile = make_tiles(grid, (edge,) * 3)[0]
+    free = torch.cuda.mem_get_info()[0]
+    environment = Environment(structure, spec, "cuda")
+    start = time.perf_counter()
+    result = environment.tile_features(grid, tile)
+    torch.cuda.synchronize()
+    first = time.perf_counter() - start
+    out, driver = result.values, environment._cuda
+    points = driver.grid_points(grid.origin, grid.steps, tile.start, tile.stop)
+    corners = points.cpu().numpy()[:: max(1, tile.n_points // 64)]
+    low, high = points.amin(0).cpu().numpy(), points.amax(0).cpu().numpy()
+    corners = np.concatenate([corners, [low, high]])
+    positions, owners = atoms_around(environment._bins, corners, spec.cutoff + 0.01)
+    cells = species_cells(positions, owners, environment._species[owners], len(spec.species))
+    batches = grid_batches(tile.shape)
+    events, clock = [], []
+    for _ in range(repeats):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        begin.record()
+        driver(points, batches, cells, out)
+        end.record()
+        torch.cuda.synchronize()
+        events.append(begin.elapsed_time(end) / 1e3)
+        start = time.perf_counter()
+        environment.tile_features(grid, tile, out)
+        torch.cuda.synchronize()
+        clock.append(time.perf_counter() - start)
+    return {
+        "points": tile.n_points,
+        "first_call_s": first,
+        "device_s": statistics.median(events),
+        "points_per_second": tile.n_points / statistics.median(events),
+        "wall_points_per_second": tile.n_points / statistics.median(clock),
+        "exact_share": result.n_exact / tile.n_points,
+        "memory_gib": (free - torch.cuda.mem_get_info()[0]) / 2**30,
+    }
+
+
+def prediction(n_cells: int, uncertainty: str | None, precision: str) -> dict[str, Any]:
+    """`gpurho.predict` of aluminium with the shipped model, by stage."""
+    import torch
+    from ase.build import bulk
+
+    import gpurho
+
+    small = bulk("Al", "fcc", 4.05, cubic=True)
+    settings: dict[str, Any] = {"device": "cuda", "uncertainty": uncertainty, "precision": precision, "progress": False}
+    gpurho.predict(small, spacing=0.4, **settings)
+    atoms = small.repeat(n_cells)
+    atoms.positions += np.random.default_rng(0).normal(0, 0.1, atoms.positions.shape)
+    torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    rho = gpurho.predict(atoms, spacing=0.3, **settings)
+    seconds = time.perf_counter() - start
+    return {
+        "atoms": len(atoms),
+        "points": rho.grid.n_points,
+        "points_per_second": rho.grid.n_points / seconds,
+        "seconds": seconds,
+        "stages_s": {k: v for k, v in rho.info["timing"].items() if isinstance(v, int | float)},
+        "electrons_per_atom": float(rho.electrons) / len(atoms),
+        "peak_torch_gib": torch.cuda.max_memory_allocated() / 2**30,
+    }
+
+
+def attempt(work: Callable[[], dict[str, Any]], deadline: float) -> dict[str, Any]:
+    """The result row of `work`; out of memory, a failure and no time left are rows too."""
+    if time.monotonic() > deadline:
+        return {"skipped": "no time left"}
+    try:
+        return work()
+    except Exception as error:  # one failed row must not cost the others
+        kind = "out_of_memory" if "memory" in str(error).lower() else "error"
+        return {kind: f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run all of it; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--seconds", type=float, default=540.0, help="no new measurement starts after so long")
+    options = parser.parse_args(arguments)
+    reason = unusable()
+    if reason is not None:
+        print(f"no GPU check here: {reason}", file=sys.stderr)
+        return 3
+    deadline = time.monotonic() + options.seconds
+    report: dict[str, Any] = {"machine": machine()}
+    print(json.dumps(report["machine"], indent=1), flush=True)
+
+    def record(section: str, label: str, work: Callable[[], dict[str, Any]]) -> None:
+        row = report.setdefault(section, {})[label] = attempt(work, deadline)
+        print(f"{section}: {label}: {json.dumps(row)}", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+    record("tests", "gpu", lambda: run_tests(min(240.0, options.seconds / 2)))
+    for name in structures():
+        record("agreement", name, lambda name=name: agreement(name))  # type: ignore[misc]
+    for name in ("Al rattled", "SiGe alloy", "Al perfect"):
+        for spacing, edge in ((0.2117, 64), (0.2117, 128), (0.3, 64), (0.5, 64)):
+            label = f"{name}, {spacing} angstrom, {edge}^3"
+            record("descriptors", label, lambda n=name, s=spacing, e=edge: throughput(n, s, e))  # type: ignore[misc]
+    for n_cells, uncertainty, precision in ((10, None, "auto"), (10, "analytic", "auto"), (10, "analytic", "fp32")):
+        label = f"{4 * n_cells**3} atoms, uncertainty {uncertainty}, {precision}"
+        record("predict", label, lambda n=n_cells, u=uncertainty, p=precision: prediction(n, u, p))  # type: ignore[misc]
+    agrees = all(row.get("agrees", False) for row in report["agreement"].values())
+    return 0 if agrees and report["tests"]["gpu"].get("passed") else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

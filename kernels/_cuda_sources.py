@@ -1,0 +1,84 @@
+"""The CUDA kernels of a specification: which there are, their signatures, and their compilation on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+from numba import cuda
+from numba.core import config
+
+from gpurho.kernels import _cuda_candidates, _cuda_exact, _cuda_network, _cuda_select
+from gpurho.kernels.scalar_product import FeatureSizes
+
+SIMULATOR = bool(getattr(config, "ENABLE_CUDASIM", 0))
+"""Whether Numba runs kernels as Python threads: for tests."""
+
+NETWORKS = (32, 64, 80, 96, 112, 128, 160, 192, 224)
+"""Numbers of candidates for which kernels are made; with more, registers would spill."""
+SHARED_BYTES = 49152
+"""Shared memory that every device gives a block without asking."""
+GATHER_THREADS, GATHER_BINS = (16, 64) if SIMULATOR else (_cuda_candidates.THREADS, _cuda_candidates.BINS)
+
+
+@dataclass(frozen=True)
+class KernelSource:
+    """A kernel before compilation: Python function, signature, options of ``cuda.jit``."""
+
+    name: str
+    make: Callable[[], Callable[..., Any]]
+    signature: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+def kernel_sources(sizes: FeatureSizes) -> dict[str, KernelSource]:
+    """Every kernel of a specification, by name; ``select_n`` is the fast path for n candidates."""
+    sources = [
+        KernelSource("reset", lambda: _cuda_exact.reset, _cuda_exact.RESET_SIGNATURE, {}),
+        KernelSource(
+            "gather", lambda: _cuda_candidates.make_gather(GATHER_THREADS, GATHER_BINS), _cuda_candidates.SIGNATURE, {}
+        ),
+        KernelSource("list_exact", lambda: _cuda_exact.list_exact, _cuda_exact.LIST_SIGNATURE, {}),
+        KernelSource("exact", lambda: _cuda_exact.make_exact(sizes), _cuda_exact.EXACT_SIGNATURE, {}),
+        KernelSource("capped", lambda: _cuda_exact.make_capped(sizes), _cuda_exact.CAPPED_SIGNATURE, {}),
+    ]
+    for n_inputs in class_sizes(sizes):
+        sources.append(
+            KernelSource(
+                f"select_{n_inputs}",
+                partial(_make_select, n_inputs, sizes),
+                _cuda_select.SIGNATURE,
+                {"fastmath": True},
+            )
+        )
+    if sizes.n_cross > 0 and sizes.n_species > 1:
+        sources.append(
+            KernelSource(
+                "cross", lambda: _cuda_select.make_cross(sizes), _cuda_select.CROSS_SIGNATURE, {"fastmath": True}
+            )
+        )
+    return {source.name: source for source in sources}
+
+
+def class_sizes(sizes: FeatureSizes) -> list[int]:
+    """The networks that serve a specification; none where its rows do not fit into shared memory."""
+    _, _, n_sorted = _cuda_select.ranks(sizes)
+    return [n for n in NETWORKS if n >= n_sorted and _cuda_select.shared_bytes(n, sizes) <= SHARED_BYTES]
+
+
+def _make_select(n_inputs: int, sizes: FeatureSizes) -> Callable[..., Any]:
+    _, n_fine, n_sorted = _cuda_select.ranks(sizes)
+    make = _cuda_network.simulated_sorter if SIMULATOR else _cuda_network.make_sorter
+    sort = make(n_inputs, n_fine, n_sorted)
+    return _cuda_select.make_select(n_inputs, sizes, cuda.jit(device=True)(sort) if SIMULATOR else sort)
+
+
+@lru_cache(maxsize=512)
+def compiled(sizes: FeatureSizes, name: str, device: int) -> Any:
+    """One compiled kernel; compilation happens here, for the current device."""
+    source = kernel_sources(sizes)[name]
+    if SIMULATOR:
+        return cuda.jit(**source.options)(source.make())
+    return cuda.jit(source.signature, **source.options)(source.make())
