@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 # Predict the shipped example (an aluminium vacancy) with the shipped model; print the totals, write a picture.
 run: $(STAMP)
-	$(BIN)/gpurho predict gpurho/data/al_vacancy.xyz --out out/al_vacancy.h5 --plot out/al_vacancy.png
+	$(BIN)/gpurho predict gpurho/data/al_vacancy.xyz --out out/al_vacancy.h5 --no-resume --plot out/al_vacancy.png
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -37,6 +37,7 @@ class Totals:
     n_negative: int = 0
     n_capped: int = 0
     n_tied: int = 0
+    n_outside: int = 0
 
     @classmethod
     def of_block(
@@ -44,19 +45,16 @@ class Totals:
         mean: NDArray[np.float32],
         aleatoric: NDArray[np.float32] | None = None,
         epistemic: NDArray[np.float32] | None = None,
-        *,
-        n_capped: int = 0,
-        n_tied: int = 0,
+        counts: Mapping[str, int] | None = None,
     ) -> Totals:
-        """The sums of one block of points, accumulated in float64."""
+        """The sums of one block of points, accumulated in float64; `counts` are n_capped, n_tied, n_outside."""
         sums: dict[str, Any] = {
             "n_points": mean.size,
             "sum_mean": float(mean.sum(dtype=np.float64)),
             "min_mean": float(mean.min()),
             "max_mean": float(mean.max()),
             "n_negative": int((mean < 0).sum()),
-            "n_capped": int(n_capped),
-            "n_tied": int(n_tied),
+            **(counts or {}),
         }
         if aleatoric is not None and epistemic is not None:
             a2, e2 = np.square(aleatoric, dtype=np.float64), np.square(epistemic, dtype=np.float64)

@@ -42,10 +42,10 @@ class FinishedTile:
     stored_crc: tuple[int, ...] = ()
 
 
-def checked_totals(tile: Tile, values: Sequence[NDArray[np.float32]], n_capped: int, n_tied: int) -> Totals:
+def checked_totals(tile: Tile, values: Sequence[NDArray[np.float32]], counts: dict[str, int]) -> Totals:
     """The sums of a tile; raises `ModelError` when the network gave anything but finite numbers."""
     with np.errstate(invalid="ignore", over="ignore"):
-        totals = Totals.of_block(*values, n_capped=n_capped, n_tied=n_tied)
+        totals = Totals.of_block(*values, counts=counts)
     if not totals.finite:
         bad = sum(int((~np.isfinite(value)).sum()) for value in values)
         raise ModelError(
@@ -71,9 +71,9 @@ class MemorySink:
             ) from None
         self._totals: list[Totals] = []
 
-    def encode(self, tile: Tile, values: Sequence[NDArray[np.float32]], n_capped: int, n_tied: int) -> FinishedTile:
+    def encode(self, tile: Tile, values: Sequence[NDArray[np.float32]], counts: dict[str, int]) -> FinishedTile:
         """Check a tile; any thread may call this."""
-        return FinishedTile(tile, checked_totals(tile, values, n_capped, n_tied), tuple(values))
+        return FinishedTile(tile, checked_totals(tile, values, counts), tuple(values))
 
     def write(self, finished: FinishedTile) -> None:
         """Keep a tile."""
@@ -213,9 +213,9 @@ class FileSink:
 
     # -- tiles ----------------------------------------------------------------------------------------------
 
-    def encode(self, tile: Tile, values: Sequence[NDArray[np.float32]], n_capped: int, n_tied: int) -> FinishedTile:
+    def encode(self, tile: Tile, values: Sequence[NDArray[np.float32]], counts: dict[str, int]) -> FinishedTile:
         """Check, sum and compress a tile; any thread may call this."""
-        totals = checked_totals(tile, values, n_capped, n_tied)
+        totals = checked_totals(tile, values, counts)
         crc = tuple(zlib.crc32(np.ascontiguousarray(value, dtype="<f4").data) for value in values)
         stored = tuple(compress_tile(value, tile, self.layout.chunk) for value in values)
         return FinishedTile(tile, totals, stored, crc, tuple(zlib.crc32(data) for data in stored))

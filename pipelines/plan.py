@@ -139,10 +139,10 @@ def _probe(job: Job) -> tuple[float, float]:
     spent = (0.0, 0.0)
     for _ in range(3):
         begin = time.perf_counter()
-        features, _, _ = stages.features(box)
+        features, _ = stages.features(box)
         stages.synchronize()
         middle = time.perf_counter()
-        stages.fetch(stages.network(features))()
+        stages.fetch(stages.network(features)[0])()
         spent = (middle - begin, time.perf_counter() - middle)
     return box.n_points / spent[0], box.n_points / spent[1]
 

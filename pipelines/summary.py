@@ -36,6 +36,7 @@ def summarize(job: Job, density: Density, out: Path | None = None) -> dict[str, 
         "n_negative": totals.n_negative,
         "n_capped": totals.n_capped,
         "n_tied": totals.n_tied,
+        "n_outside": totals.n_outside,
         "out": None if out is None else str(out),
         "out_bytes": None if out is None else out.stat().st_size,
         "timing": timing,
@@ -60,6 +61,9 @@ def summary_text(s: dict[str, Any]) -> str:
         lines.append(f"sigma    {s['mean_std']:.3g} on average, {s['max_std']:.3g} at most, e/angstrom^3")
     if s["n_negative"]:
         lines.append(f"warning  {s['n_negative']:,} points have a negative density")
+    if s["n_outside"]:
+        share = s["n_outside"] / s["n_points"]
+        lines.append(f"warning  {s['n_outside']:,} points ({share:.2%}) lie outside of the training data: extrapolated")
     if s["n_capped"]:
         share = s["n_capped"] / s["n_points"]
         lines.append(f"capped   {s['n_capped']:,} points ({share:.2%}) see fewer atoms than the descriptors count")

@@ -34,7 +34,7 @@ class Sink(Protocol):
     def done(self) -> frozenset[int]: ...
     @property
     def totals(self) -> Totals: ...
-    def encode(self, tile: Tile, values: list[NDArray[np.float32]], n_capped: int, n_tied: int) -> FinishedTile: ...
+    def encode(self, tile: Tile, values: list[NDArray[np.float32]], counts: dict[str, int]) -> FinishedTile: ...
     def write(self, finished: FinishedTile) -> None: ...
     def finish(self, correction: Correction) -> Density: ...
     def close(self) -> None: ...
@@ -68,11 +68,11 @@ class Background:
         self._depth = QUEUE + threads
         self._failed = False
 
-    def submit(self, tile: Tile, values: list[NDArray[np.float32]], n_capped: int, n_tied: int) -> None:
+    def submit(self, tile: Tile, values: list[NDArray[np.float32]], counts: dict[str, int]) -> None:
         """Hand a tile over; waits when too many are in hand."""
         while len(self._pending) >= self._depth or (self._pending and self._pending[0].done()):
             self._pending.popleft().result()
-        encoded = self._encoders.submit(self._sink.encode, tile, values, n_capped, n_tied)
+        encoded = self._encoders.submit(self._sink.encode, tile, values, counts)
         self._pending.append(self._writer.submit(self._write, encoded))
 
     def _write(self, encoded: Future[FinishedTile]) -> None:
@@ -124,16 +124,18 @@ class Stages:
             else np.empty((largest, width), dtype=np.float32)
         )
 
-    def features(self, tile: Tile) -> tuple[Tensor, int, int]:
+    def features(self, tile: Tile) -> tuple[Tensor, dict[str, int]]:
         """Descriptors of a tile on the device, and the points capped and tied; valid until the next call."""
         made = self.environment.tile_features(self.job.grid, tile, out=self._features[: tile.n_points])
         values = made.values if self.cuda else self._torch.from_numpy(made.values)
-        return values, made.n_capped, made.n_tied
+        return values, {"n_capped": made.n_capped, "n_tied": made.n_tied}
 
-    def network(self, features: Tensor) -> list[Tensor]:
-        """Mean and, where wanted, both standard deviations, on the device."""
+    def network(self, features: Tensor) -> tuple[list[Tensor], dict[str, int]]:
+        """Mean and, where wanted, both standard deviations, on the device; and the points outside of training."""
+        before = self.evaluator.n_outside
         with self._torch.inference_mode():
-            return [value for value in self.evaluator(features) if value is not None]
+            values = [value for value in self.evaluator(features) if value is not None]
+        return values, {"n_outside": self.evaluator.n_outside - before}
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -184,12 +186,12 @@ def run_tiles(job: Job, sink: Sink, tick: Callable[[int], None]) -> Timing:
     stages = Stages(job)
     timing.setup = time.perf_counter() - begin
     background = Background(sink, encoder_threads(job))
-    waiting: tuple[Tile, Callable[[], list[NDArray[np.float32]]], int, int] | None = None
+    waiting: tuple[Tile, Callable[[], list[NDArray[np.float32]]], dict[str, int]] | None = None
 
     def hand_over() -> None:
         if waiting is not None:
-            tile, fetched, n_capped, n_tied = waiting
-            background.submit(tile, fetched(), n_capped, n_tied)
+            tile, fetched, counts = waiting
+            background.submit(tile, fetched(), counts)
             tick(tile.n_points)
             timing.n_points += tile.n_points
 
@@ -198,13 +200,14 @@ def run_tiles(job: Job, sink: Sink, tick: Callable[[int], None]) -> Timing:
             if tile.index in done:
                 continue
             start = time.perf_counter()
-            features, n_capped, n_tied = stages.features(tile)
+            features, counts = stages.features(tile)
             middle = time.perf_counter()
-            values = stages.fetch(stages.network(features))
+            outputs, outside = stages.network(features)
+            values = stages.fetch(outputs)
             end = time.perf_counter()
             # The tile before this one comes down while the device works on this one.
             hand_over()
-            waiting = (tile, values, n_capped, n_tied)
+            waiting = (tile, values, counts | outside)
             timing.features += middle - start
             timing.network += end - middle
             timing.wait += time.perf_counter() - end
