@@ -271,7 +271,7 @@ def _write_hdf5(density: Density, path: Path) -> None:
     sink = FileSink(path, layout, resume=False)
     try:
         for tile in tiles:
-            sink.write(sink.encode(tile, [np.asarray(field[tile.slices]) for field in raw.values()], 0, 0))
+            sink.write(sink.encode(tile, [np.asarray(field[tile.slices]) for field in raw.values()], {}))
         sink.finish(density.correction).close()
     finally:
         sink.close()

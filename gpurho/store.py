@@ -45,7 +45,8 @@ class FinishedTile:
 def checked_totals(tile: Tile, values: Sequence[NDArray[np.float32]], counts: dict[str, int]) -> Totals:
     """The sums of a tile; raises `ModelError` when the network gave anything but finite numbers."""
     with np.errstate(invalid="ignore", over="ignore"):
-        totals = Totals.of_block(*values, counts=counts)
+        aleatoric, epistemic = (values[1], values[2]) if len(values) == 3 else (None, None)
+        totals = Totals.of_block(values[0], aleatoric, epistemic, counts)
     if not totals.finite:
         bad = sum(int((~np.isfinite(value)).sum()) for value in values)
         raise ModelError(
