@@ -148,7 +148,8 @@ class Density:
         if self._totals is None:
             parts = []
             for box in blocks(self._raw["mean"]):
-                parts.append(Totals.of_block(*(np.asarray(field[box]) for field in self._raw.values())))
+                values = {name: np.asarray(field[box]) for name, field in self._raw.items()}
+                parts.append(Totals.of_block(values["mean"], values.get("aleatoric"), values.get("epistemic")))
             self._totals = Totals.merged(parts)
         return self._totals
 
