@@ -51,6 +51,8 @@ def cases():
             5,
         ),
         "fcc sites": (bulk("Al", "fcc", 4.05), np.array([[0, 0, 0], [2.025] * 3, [1.0125] * 3]), al, 3, 3),
+        # Half way between two atoms whose own neighbours are at different distances.
+        "equal distances alone": (crystal, crystal.positions[[1, 2, 3]] / 2 + crystal.positions[0] / 2, al, 3, 3),
         "single atom": (Atoms("Al", [[5, 5, 5]], cell=np.eye(3) * 10), np.array([[5, 5, 6.5], [90, 0, 0]]), al, 1, 2),
         "coincident atoms, triclinic": (
             triclinic,
