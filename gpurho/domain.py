@@ -1,8 +1,8 @@
 """The training domain: outside of it a network extrapolates, and its posterior does not know by how much.
 
 A model keeps the smallest and largest value that each input had in training. A point outside of that box is given an
-epistemic sigma that grows with the distance, in standard deviations of the input, up to that of knowing nothing but
-how large densities are. This is a rule, not a derivation: it turns a confident wrong number (a surface, seen by a
+epistemic sigma that grows with the square of the distance, in standard deviations of the input, up to that of knowing
+nothing but how large densities are. This is a rule, not a derivation: it turns a confident wrong number (a surface, seen by a
 model of the bulk) into one that says so. Inside the box it changes nothing.
 """
 
@@ -13,6 +13,9 @@ from torch import Tensor
 
 UNBOUNDED = 1.0e30
 """Bound of an input that was never seen; stands for infinity in files, where every number is finite."""
+
+SATURATION = 10.0
+"""Distance outside of the box, in standard deviations of the input, from which on nothing is claimed to be known."""
 
 
 def domain_excess(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -31,6 +34,9 @@ def domain_excess(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.maximum((x - high).amax(1), (low - x).amax(1)).clamp(min=0.0)
 
 
-def extrapolation_sigma(excess: Tensor, density_mean: float, density_std: float) -> Tensor:
-    """Sigma of extrapolation, (n,), in the unit of the density: linear in the excess, up to the rms density at 1."""
-    return excess.clamp(max=1.0) * (density_mean * density_mean + density_std * density_std) ** 0.5
+def extrapolation_sigma(
+    excess: Tensor, density_mean: float, density_std: float, saturation: float = SATURATION
+) -> Tensor:
+    """Sigma of extrapolation, (n,), in the unit of the density: quadratic up to the rms density at `saturation`."""
+    rms = (density_mean * density_mean + density_std * density_std) ** 0.5
+    return (excess / saturation).clamp(max=1.0).square() * rms

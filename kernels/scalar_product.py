@@ -10,6 +10,9 @@ from gpurho.kernels.batches import Batches
 from gpurho.kernels.celllist import SpeciesCells
 from numpy.typing import NDArray
 
+CHUNK = 4
+"""Blocks of points that a thread takes at a time."""
+
 TIE_TOLERANCE = 1.0e-5
 """Distances that agree to this (angstrom) are equal: far above rounding, far below any physical difference."""
 
@@ -110,6 +113,8 @@ def scalar_product_features(
         Points with fewer atoms of some species within the cutoff than `n_distances`; points where the order of atoms
         was decided by the tie rule; points that took the exact path.
     """
+    from numba import parallel_chunksize
+
     from gpurho.kernels.cpu import fill_features
     from gpurho.kernels.network import networks
 
@@ -125,6 +130,8 @@ def scalar_product_features(
             sizes.n_distances, sizes.n_angle_atoms, sizes.n_angle_neighbors, sizes.n_cross,
             sizes.cutoff, TIE_TOLERANCE, size_index, network_start, comparators, out, counts,
         )  # fmt: skip
-        fill_features(*arguments)
+        # Small pieces, handed out as threads come free: blocks at surfaces and in perfect crystals cost many times more.
+        with parallel_chunksize(CHUNK):
+            fill_features(*arguments)
     n_capped, n_tied, n_exact = counts.sum(axis=0)
     return int(n_capped), int(n_tied), int(n_exact)
