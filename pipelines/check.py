@@ -35,8 +35,11 @@ def check() -> list[CheckLine]:
         ("numba-cuda", lambda: _package("numba-cuda", "pip install 'gpurho[cuda13]' (V100: 'gpurho[cuda12]')")),
         ("cupy", _cupy),
         ("precision", _precision),
-        ("torch-cluster", lambda: _package("torch-cluster", "optional: pip install 'gpurho[torch-cluster]'")),
-        ("pyg-lib", lambda: _package("pyg-lib", "optional: pip install 'gpurho[pyg]'")),
+        (
+            "torch-cluster",
+            lambda: _package("torch-cluster", "optional: pip install --no-build-isolation torch-cluster (compiles)"),
+        ),
+        ("pyg-lib", lambda: _package("pyg-lib", "optional: a wheel for the installed torch, from the PyG project")),
         ("dask", lambda: _package("dask", "optional: pip install 'gpurho[dask]'")),
         ("dask-cuda", lambda: _package("dask-cuda", "optional: pip install 'gpurho[dask-cuda]'")),
         ("models", _models),
