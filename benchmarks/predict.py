@@ -96,7 +96,8 @@ def main() -> None:
         return
     rows = []
     print(
-        f"{'atoms':>9} {'points':>12} {'s':>8} {'points/s':>10} {'us/atom':>8} {'features':>8} {'network':>8} {'GiB':>6}"
+        f"{'atoms':>9} {'points':>12} {'s':>8} {'points/s':>10} {'us/atom':>8}"
+        f" {'features':>8} {'network':>8} {'GiB':>6}"
     )
     for n in args.atoms:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:

@@ -2,8 +2,8 @@
 
 A model keeps the smallest and largest value that each input had in training. A point outside of that box is given an
 epistemic sigma that grows with the square of the distance, in standard deviations of the input, up to that of knowing
-nothing but how large densities are. This is a rule, not a derivation: it turns a confident wrong number (a surface, seen by a
-model of the bulk) into one that says so. Inside the box it changes nothing.
+nothing but how large densities are. This is a rule, not a derivation: it turns a confident wrong number (a surface,
+seen by a model of the bulk) into one that says so. Inside the box it changes nothing.
 """
 
 from __future__ import annotations

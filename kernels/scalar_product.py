@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from gpurho.kernels.batches import Batches
 from gpurho.kernels.celllist import SpeciesCells
-from numpy.typing import NDArray
 
 CHUNK = 4
 """Blocks of points that a thread takes at a time."""
@@ -130,7 +131,7 @@ def scalar_product_features(
             sizes.n_distances, sizes.n_angle_atoms, sizes.n_angle_neighbors, sizes.n_cross,
             sizes.cutoff, TIE_TOLERANCE, size_index, network_start, comparators, out, counts,
         )  # fmt: skip
-        # Small pieces, handed out as threads come free: blocks at surfaces and in perfect crystals cost many times more.
+        # Small pieces, handed out as threads come free: blocks at surfaces and in perfect crystals cost far more.
         with parallel_chunksize(CHUNK):
             fill_features(*arguments)
     n_capped, n_tied, n_exact = counts.sum(axis=0)
