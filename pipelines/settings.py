@@ -167,6 +167,8 @@ def patient_threads() -> None:
     """
     if "torch" not in sys.modules:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # A few microseconds of waiting awake: measured to be as fast as ever on an idle machine.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _check_whole(name: str, value: Any, least: int, most: int) -> None:
