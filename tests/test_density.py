@@ -225,7 +225,7 @@ def test_correction(fields, kind):
 
 def test_totals_merge_in_any_order(fields):
     _, _, mean, a, e = fields
-    parts = [Totals.of_block(mean[box], a[box], e[box], n_capped=1) for box in blocks(mean, (7, 5, 11))]
+    parts = [Totals.of_block(mean[box], a[box], e[box], {"n_capped": 1}) for box in blocks(mean, (7, 5, 11))]
     merged, reversed_ = Totals.merged(parts), Totals.merged(parts[::-1])
     assert merged == reversed_
     whole = Totals.of_block(mean, a, e)
