@@ -50,6 +50,14 @@ class DatasetError(GpurhoError, ValueError):
     """A training data set is damaged, empty or of the wrong kind."""
 
 
+class EngineError(GpurhoError, RuntimeError):
+    """A DFT engine is missing, failed, or cannot do what was asked."""
+
+
+class ConvergenceError(EngineError):
+    """A DFT calculation did not reach self-consistency."""
+
+
 class FormatError(GpurhoError, ValueError):
     """A file could not be read or written in the format asked for."""
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {
     "gpurho": "gpurho",
     "gpurho.data": "gpurho/data",
+    "gpurho.dft": "gpurho/dft",
     "gpurho.kernels": "kernels",
     "gpurho.pipelines": "pipelines",
 }
@@ -28,7 +29,7 @@ LAYERS = [
     {"domain", "layers", "uncertainty", "evaluator", "modelspec", "model", "data"},
     {"fields", "sections", "peratom", "metrics"},
     {"density", "densityfile", "journal", "store", "formats", "plotting", "datasets"},
-    {"trainingset", "training"},
+    {"dft", "sampling", "energy", "eos", "trainingset", "training"},
     {"pipelines", "cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -48,7 +49,7 @@ def imported(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            if node.module in ("gpurho", "gpurho.pipelines", "gpurho.kernels"):
+            if node.module in ("gpurho", "gpurho.dft", "gpurho.pipelines", "gpurho.kernels"):
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
             else:
                 yield str(node.module)

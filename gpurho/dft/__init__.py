@@ -1,0 +1,1 @@
+"""Density functional theory: pseudopotentials, engines, and the files that they read and write."""
