@@ -38,7 +38,7 @@ class KMesh:
     Notes
     -----
     Point (i, j, k) is ``((i + s1) / n1, (j + s2) / n2, (k + s3) / n3)`` in reciprocal vectors. k and -k have the same
-    density (time reversal), so that a mesh with shift 0.25, where no -k is a mesh point, counts for one of twice as many.
+    density (time reversal), so a mesh with shift 0.25, which holds no -k of its points, does the work of twice as many.
     """
 
     size: tuple[int, int, int] = (1, 1, 1)
@@ -65,9 +65,9 @@ class KMesh:
         """
         axes = [(np.arange(n) + s) / n for n, s in zip(self.size, self.shift, strict=True)]
         full = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-        keys = {}
+        keys: dict[tuple[int, ...], int] = {}
         weights: list[int] = []
-        kept = []
+        kept: list[NDArray[np.float64]] = []
         for point in full:
             key = tuple(np.round(point * 2**40).astype(np.int64) % 2**40)
             minus = tuple(np.round(-point * 2**40).astype(np.int64) % 2**40)
@@ -82,7 +82,7 @@ class KMesh:
 
     @classmethod
     def from_density(cls, cell: NDArray[np.float64], density: float, shift: Sequence[float] = (0, 0, 0)) -> KMesh:
-        """The smallest mesh with at least `density` points per 1/angstrom along each reciprocal vector (ASE's measure)."""
+        """The smallest mesh with at least `density` points per 1/angstrom along each vector (ASE's measure)."""
         if not (np.isfinite(density) and density > 0):
             raise SettingsError(f"k-mesh density {density!r} is none; give points per 1/angstrom, for instance 2.5")
         lengths = 2 * np.pi * np.linalg.norm(np.linalg.inv(np.asarray(cell, float)), axis=0)

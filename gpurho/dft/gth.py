@@ -58,13 +58,13 @@ class GTH:
         """Number of valence electrons."""
         return sum(self.electrons)
 
-    def local(self, r: NDArray[np.float64]) -> NDArray[np.float64]:
+    def local(self, r: NDArray[np.floating]) -> NDArray[np.floating]:
         """Local potential at distances `r` > 0 (Bohr), Hartree: equation 1 of Hartwigsen et al."""
         x = r / self.r_local
         polynomial = sum(c * x ** (2 * i) for i, c in enumerate(self.c))
         return -self.valence / r * erf(x / np.sqrt(2)) + np.exp(-0.5 * x**2) * polynomial
 
-    def projector(self, channel: Channel, i: int, r: NDArray[np.float64]) -> NDArray[np.float64]:
+    def projector(self, channel: Channel, i: int, r: NDArray[np.floating]) -> NDArray[np.floating]:
         """Radial projector `i` (from 0) of a channel, Bohr^(-3/2), of unit norm: equation 3 of Hartwigsen et al."""
         power = channel.l + (4 * (i + 1) - 1) / 2
         norm = np.sqrt(2.0) / (channel.r**power * np.sqrt(gamma(power)))
@@ -108,9 +108,9 @@ def valence_electrons(symbols: Iterable[str]) -> int:
 class FreeAtom:
     """Spherical valence density (e/Bohr^3) and orbitals u(r) = r R(r) of a free pseudo-atom, on a radial mesh."""
 
-    r: NDArray[np.float64]
-    density: NDArray[np.float64]
-    orbitals: tuple[tuple[int, float, NDArray[np.float64]], ...]
+    r: NDArray[np.floating]
+    density: NDArray[np.floating]
+    orbitals: tuple[tuple[int, float, NDArray[np.floating]], ...]
     """(l, occupation, u) of each occupied shell."""
 
 
@@ -125,7 +125,7 @@ def free_atom(symbol: str, points: int = 1201, step: float = 0.01) -> FreeAtom:
     weight = np.full(points, step)
     exponents = np.geomspace(0.03, 20.0, 18)
     density = p.valence * np.exp(-r) / (8 * np.pi)
-    shells = [(l, n) for l, n in enumerate(p.electrons) if n > 0]
+    shells = [(ell, n) for ell, n in enumerate(p.electrons) if n > 0]
     bases = {}
     for l, _ in shells:  # noqa: E741
         u = r[None] ** (l + 1) * np.exp(-exponents[:, None] * r**2)
@@ -142,7 +142,7 @@ def free_atom(symbol: str, points: int = 1201, step: float = 0.01) -> FreeAtom:
         value, vector = eigh((u * weight) @ u.T)
         keep = value > 1e-8
         bases[l] = (u, fixed, vector[:, keep] / np.sqrt(value[keep]))
-    orbitals: list[tuple[int, float, NDArray[np.float64]]] = []
+    orbitals: list[tuple[int, float, NDArray[np.floating]]] = []
     for _ in range(200):
         charge = 4 * np.pi * np.cumsum(density * r**2 * weight)
         outer = 4 * np.pi * (density * r * weight)[::-1].cumsum()[::-1]
@@ -165,4 +165,4 @@ def free_atom(symbol: str, points: int = 1201, step: float = 0.01) -> FreeAtom:
         if change < 1e-5:
             break
     density *= p.valence / float(4 * np.pi * np.sum(density * r**2 * weight))
-    return FreeAtom(r, density, tuple(orbitals))
+    return FreeAtom(r, np.asarray(density, np.float64), tuple(orbitals))

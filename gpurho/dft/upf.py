@@ -20,10 +20,10 @@ def upf_text(symbol: str) -> str:
         Where no GTH-PBE pseudopotential is published.
     """
     p = gth(symbol)
-    r = np.arange(POINTS) * STEP
+    r: NDArray[np.floating] = np.arange(POINTS) * STEP
     inner = np.maximum(r, 1e-8)
     atom = free_atom(symbol, POINTS - 1, STEP)
-    betas: list[tuple[int, NDArray[np.float64]]] = []
+    betas: list[tuple[int, NDArray[np.floating]]] = []
     blocks = []
     for channel in p.channels:
         blocks.append(np.array(channel.h) * 2.0)
@@ -41,7 +41,7 @@ def upf_text(symbol: str) -> str:
         f'<PP_HEADER generated="gpurho" author="gpurho" date="" comment="{NAME}" element="{symbol}" pseudo_type="NC"'
         ' relativistic="scalar" is_ultrasoft="F" is_paw="F" is_coulomb="F" has_so="F" has_wfc="F" has_gipaw="F"'
         f' core_correction="F" functional="PBE" z_valence="{p.valence:.1f}" total_psenergy="0.0"'
-        f' l_max="{max((l for l, _ in betas), default=0)}" l_local="-1" mesh_size="{POINTS}"'
+        f' l_max="{max((ell for ell, _ in betas), default=0)}" l_local="-1" mesh_size="{POINTS}"'
         f' number_of_wfc="{len(atom.orbitals)}" number_of_proj="{len(betas)}"/>',
         f'<PP_MESH dx="0.0" mesh="{POINTS}" xmin="0.0" rmax="{r[-1]:.6f}" zmesh="0.0">',
         _array("PP_R", r),
@@ -53,10 +53,10 @@ def upf_text(symbol: str) -> str:
             _array(
                 f"PP_BETA.{i + 1}",
                 beta,
-                f' index="{i + 1}" angular_momentum="{l}" cutoff_radius_index="{_reach(beta)}"'
+                f' index="{i + 1}" angular_momentum="{ell}" cutoff_radius_index="{_reach(beta)}"'
                 f' cutoff_radius="{STEP * _reach(beta):.4f}"',
             )
-            for i, (l, beta) in enumerate(betas)
+            for i, (ell, beta) in enumerate(betas)
         ),
         _array("PP_DIJ", coupling.reshape(-1)),
         "</PP_NONLOCAL>",
@@ -65,9 +65,9 @@ def upf_text(symbol: str) -> str:
             _array(
                 f"PP_CHI.{i + 1}",
                 np.concatenate([[0.0], u]),
-                f' index="{i + 1}" l="{l}" occupation="{n:.6f}" label="{i + 1}{"SPDF"[l]}" pseudo_energy="0.0"',
+                f' index="{i + 1}" l="{ell}" occupation="{n:.6f}" label="{i + 1}{"SPDF"[ell]}" pseudo_energy="0.0"',
             )
-            for i, (l, n, u) in enumerate(atom.orbitals)
+            for i, (ell, n, u) in enumerate(atom.orbitals)
         ),
         "</PP_PSWFC>",
         _array("PP_RHOATOM", rho),
@@ -76,12 +76,12 @@ def upf_text(symbol: str) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _reach(beta: NDArray[np.float64]) -> int:
+def _reach(beta: NDArray[np.floating]) -> int:
     """Number of mesh points, odd for Simpson's rule, beyond which a projector is nothing."""
     last = int(np.flatnonzero(np.abs(beta) > 1e-12 * np.abs(beta).max())[-1]) + 1
     return min(POINTS, last + 1 - last % 2)
 
 
-def _array(tag: str, values: NDArray[np.float64], attributes: str = "") -> str:
+def _array(tag: str, values: NDArray[np.floating], attributes: str = "") -> str:
     rows = [" ".join(f"{v:.14E}" for v in values[i : i + 4]) for i in range(0, len(values), 4)]
     return f'<{tag} type="real" size="{len(values)}" columns="4"{attributes}>\n' + "\n".join(rows) + f"\n</{tag}>"
