@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from predict_tools import TRICLINIC, triclinic_structure, wave
 
-import gpurho.formats
+import gpurho._textfields
 from gpurho.density import Density, region_grid
 from gpurho.errors import FormatError, OutputExistsError
 from gpurho.fields import Correction, LazyField
@@ -30,8 +30,8 @@ def density(request):
 @pytest.fixture(autouse=True)
 def small_slabs(monkeypatch):
     """Slabs of a few planes, so that several are written."""
-    monkeypatch.setattr(gpurho.formats, "SLAB_BYTES", 3000)
-    monkeypatch.setattr(gpurho.formats, "LINES_AT_ONCE", 7)
+    monkeypatch.setattr(gpurho._textfields, "SLAB_BYTES", 3000)
+    monkeypatch.setattr(gpurho._textfields, "LINES_AT_ONCE", 7)
 
 
 def test_cube_read_by_ase(density, tmp_path):
