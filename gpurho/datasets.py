@@ -8,6 +8,10 @@ Layout of version 1 (``format = "gpurho-dataset"``, ``format_version = 1`` on th
         numbers    (n,)   i8     atomic numbers
         pbc        (3,)   bool
         density    (nx, ny, nz) f4 or f8   e/angstrom^3 at fractional coordinates (i/nx, j/ny, k/nz)
+        forces     (n, 3) f8     eV/angstrom                   (this and the next three where known)
+        eigenvalues (nk, nb) f8  eV, in the engine's own zero of potential
+        kpoints    (nk, 3) f8    reciprocal vectors
+        weights    (nk,)  f8     sum to 1
         attributes: electrons; and, where known, temperature_K, kpts (3 ints), engine, family,
         trajectory, index, energy_free_hartree, or any other plain value
 
@@ -36,7 +40,15 @@ FORMAT_VERSION = 1
 ELECTRONS_TOLERANCE = 1e-3
 """Largest relative difference between the integral of a density and its number of electrons."""
 
-_UNITS = {"positions": "angstrom", "cell": "angstrom", "density": "e/angstrom^3"}
+_UNITS = {
+    "positions": "angstrom",
+    "cell": "angstrom",
+    "density": "e/angstrom^3",
+    "forces": "eV/angstrom",
+    "eigenvalues": "eV",
+}
+EXTRAS = ("forces", "eigenvalues", "kpoints", "weights")
+"""Arrays that a snapshot may have besides its density."""
 MAX_POINTS = 2**33
 
 
@@ -52,12 +64,15 @@ class Snapshot:
     electrons : float
     meta : dict
         Attributes of the snapshot: temperature_K, kpts, trajectory, index, ...
+    arrays : dict
+        Any of forces (n, 3), eV/angstrom; eigenvalues (nk, nb), eV; kpoints (nk, 3); weights (nk,).
     """
 
     structure: Structure
     density: NDArray[np.floating]
     electrons: float
     meta: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, NDArray[np.floating]] = field(default_factory=dict)
 
     @property
     def grid(self) -> Grid:
@@ -149,7 +164,8 @@ class Dataset(Sequence[Snapshot]):
             density = (density.astype(np.float64) * self._scale).astype(np.float32)
         try:
             structure = Structure(group["positions"][...], group["numbers"][...], group["cell"][...], pbc)
-            snapshot = Snapshot(structure, density, float(electrons), meta)
+            arrays = {name: group[name][...] for name in EXTRAS if isinstance(group.get(name), h5py.Dataset)}
+            snapshot = Snapshot(structure, density, float(electrons), meta, arrays)
             snapshot.check(where)
         except (StructureError, GridError) as error:
             raise DatasetError(f"{where}: {error}") from None
@@ -212,6 +228,7 @@ def write_dataset(path: str | os.PathLike[str], snapshots: Iterable[Snapshot], c
                     ("cell", s.cell),
                     ("numbers", s.numbers),
                     ("pbc", s.pbc),
+                    *((name, snapshot.arrays[name]) for name in EXTRAS if name in snapshot.arrays),
                 ):
                     group.create_dataset(name, data=value)
                 group.create_dataset(
@@ -223,7 +240,8 @@ def write_dataset(path: str | os.PathLike[str], snapshots: Iterable[Snapshot], c
                     compression_opts=compression,
                 )
                 for name, unit in _UNITS.items():
-                    group[name].attrs["unit"] = unit
+                    if name in group:
+                        group[name].attrs["unit"] = unit
                 for key, value in {**snapshot.meta, "electrons": snapshot.electrons}.items():
                     group.attrs[key] = value
         with open(temporary, "rb+") as written:

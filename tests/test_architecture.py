@@ -29,7 +29,7 @@ LAYERS = [
     {"domain", "layers", "uncertainty", "evaluator", "modelspec", "model", "data"},
     {"fields", "sections", "peratom", "metrics"},
     {"density", "densityfile", "journal", "store", "formats", "plotting", "datasets"},
-    {"dft", "sampling", "energy", "eos", "trainingset", "training"},
+    {"dft", "sampling", "labelstore", "energy", "eos", "trainingset", "training"},
     {"pipelines", "cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

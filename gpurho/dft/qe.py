@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -35,6 +37,9 @@ TAIL = 1e-4
 ERROR_PER_ROOT = 0.04
 """L1 error per electron of a density whose estimated SCF accuracy is 1 Ry per 32 atoms; measured on Al 32: it falls as
 the root of the accuracy (4.9e-4 at 1e-4 Ry, 1.1e-4 at 1e-5 Ry, 4.8e-5 at 1e-6 Ry)."""
+
+
+_LIBC = ctypes.CDLL(None)
 
 
 class QeEngine:
@@ -179,7 +184,7 @@ class QeEngine:
                 "ibrav": 0,
                 "nat": len(structure),
                 "ntyp": len(structure.symbols),
-                "ecutwfc": settings.cutoff / RYDBERG,
+                "ecutwfc": settings.energy_cutoff(structure) / RYDBERG,
                 "nbnd": occupied + max(4, math.ceil(EXTRA_BANDS * occupied)),
                 "occupations": "smearing",
                 "smearing": "fermi-dirac",
@@ -250,6 +255,7 @@ def _execute(command: list[str], folder: Path) -> int:
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
         try:
             return process.wait()
@@ -257,6 +263,12 @@ def _execute(command: list[str], folder: Path) -> int:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
+
+
+def _end_with_parent() -> None:
+    """In the child: be killed with the process that waits for the result, however that one ends."""
+    if sys.platform == "linux":
+        _LIBC.prctl(1, signal.SIGKILL)
 
 
 def _reason(output: str) -> str:

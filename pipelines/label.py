@@ -1,0 +1,306 @@
+"""Label structures with a DFT engine: several workers, every label durable when it is done, resumable."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpurho.dft.base import DFTSettings, KMesh, check_structure
+from gpurho.dft.engines import make_engine
+from gpurho.errors import GpurhoError, SettingsError
+from gpurho.labelstore import LabelStore, as_snapshot, label_key
+from gpurho.structure import Structure, as_structure
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+GATHER_SECONDS = 600
+"""The data set is brought up to date at least this often."""
+
+CRASHES = 2
+"""Times that a worker may die over one structure before it counts as failed."""
+
+
+@dataclass(frozen=True)
+class LabelRun:
+    """What a run did.
+
+    Attributes
+    ----------
+    out : Path
+    computed, found : int
+        Labels of this run, and those that were there before.
+    failures : dict
+        Reason by number of the structure.
+    seconds : float
+    """
+
+    out: Path
+    computed: int
+    found: int
+    failures: dict[int, str]
+    seconds: float
+
+    def __str__(self) -> str:
+        text = f"{self.out}: {self.computed} labels computed in {self.seconds:.0f} s, {self.found} were there"
+        for number, reason in self.failures.items():
+            text += f"\nstructure {number} failed: {reason}"
+        return text
+
+
+@dataclass(frozen=True)
+class _Task:
+    number: int
+    key: str
+    structure: Structure
+    meta: dict[str, Any]
+
+
+def label(
+    structures: Sequence[Atoms | Structure],
+    out: str | os.PathLike[str],
+    *,
+    engine: str = "qe",
+    engine_options: dict[str, Any] | None = None,
+    settings: DFTSettings | None = None,
+    workers: int | None = None,
+    retry_failed: bool = False,
+    progress: bool = True,
+) -> LabelRun:
+    """Compute the ground state of each structure and keep all in one HDF5 data set.
+
+    Parameters
+    ----------
+    structures : sequence of ase.Atoms or Structure
+        Plain values in ``atoms.info`` are kept with the label (temperature_K, family, ...).
+    out : path
+        The data set; labels that it, or an interrupted run, already has are not computed again.
+    engine : {"qe", "gpaw", "sparc"}
+    engine_options : dict, optional
+        For the engine's constructor.
+    settings : DFTSettings, optional
+    workers : int, optional
+        Calculations at once; by default one for each core.
+    retry_failed : bool
+        Try again what failed before.
+    progress : bool
+
+    Raises
+    ------
+    StructureError, UnknownSpeciesError
+        Where a structure cannot be done at all, before any work.
+    StoreError
+        Where another run works on the same data set, or it cannot be written; finished labels are safe.
+    """
+    started = time.monotonic()
+    settings = settings or DFTSettings()
+    make_engine(engine, **(engine_options or {}))  # a missing program is told before any work
+    tasks = [_task(i, item, settings, engine) for i, item in enumerate(structures)]
+    if not tasks:
+        raise SettingsError("no structures to label; give at least one")
+    with LabelStore(out) as store:
+        unique = {task.key: task for task in tasks}
+        found = sum(store.done(key) for key in unique)
+        failures = {
+            t.number: r for t in unique.values() if not retry_failed and (r := store.failure(t.key)) is not None
+        }
+        todo = [t for t in unique.values() if not store.done(t.key) and t.number not in failures]
+        keys = [task.key for task in tasks]
+        computed = 0
+        try:
+            for task, outcome in _compute(todo, store, engine, engine_options or {}, settings, workers, progress, keys):
+                if isinstance(outcome, str):
+                    failures[task.number] = outcome
+                else:
+                    computed += 1
+        finally:
+            store.gather(keys)
+        store.clear()
+    return LabelRun(Path(out), computed, found, dict(sorted(failures.items())), time.monotonic() - started)
+
+
+def _task(number: int, item: Atoms | Structure, settings: DFTSettings, engine: str) -> _Task:
+    structure = as_structure(item)
+    try:
+        check_structure(structure)
+    except GpurhoError as error:
+        raise type(error)(f"structure {number}: {error}") from None
+    info = getattr(item, "info", {})
+    meta = {k: v for k, v in info.items() if isinstance(v, str | int | float | bool)}
+    meta.setdefault("family", structure.to_ase().get_chemical_formula())
+    return _Task(number, label_key(structure, settings, engine), structure, meta)
+
+
+def _compute(
+    todo: list[_Task],
+    store: LabelStore,
+    engine: str,
+    options: dict[str, Any],
+    settings: DFTSettings,
+    workers: int | None,
+    progress: bool,
+    keys: list[str],
+) -> Iterator[tuple[_Task, str | None]]:
+    """Each finished task with None, or the reason why it failed."""
+    from tqdm import tqdm
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = max(1, min(workers or cores, len(todo)))
+    crashes: dict[str, int] = {}
+    gathered = time.monotonic()
+    bar = tqdm(total=len(todo), desc="label", unit="label", smoothing=0, disable=None if progress else True)
+    context = multiprocessing.get_context("spawn")
+    with bar:
+        while todo:
+            pool = ProcessPoolExecutor(count, context, initializer=_die_with_parent, initargs=(os.getpid(),))
+            running: dict[Future[None], _Task] = {}
+            waiting = list(todo)
+            try:
+                while waiting or running:
+                    # One at a time for each worker: what a dead pool takes with it is then known.
+                    while waiting and len(running) < count:
+                        task = waiting.pop(0)
+                        arguments = (task, store.out, engine, options, settings)
+                        running[pool.submit(_one, *arguments)] = task
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        task = running[future]
+                        error = future.exception()
+                        if isinstance(error, BrokenProcessPool):
+                            raise error
+                        del running[future]
+                        todo.remove(task)
+                        bar.update()
+                        if error is None:
+                            yield task, None
+                        elif isinstance(error, GpurhoError | ArithmeticError | ValueError | RuntimeError | MemoryError):
+                            reason = " ".join((str(error) or type(error).__name__).split())
+                            store.fail(task.key, reason, task.meta)
+                            yield task, reason
+                        else:
+                            raise error
+                    if time.monotonic() - gathered > GATHER_SECONDS:
+                        store.gather(keys)
+                        gathered = time.monotonic()
+            except BrokenProcessPool:
+                for task in running.values():
+                    if store.done(task.key):
+                        todo.remove(task)
+                        bar.update()
+                        yield task, None
+                        continue
+                    crashes[task.key] = crashes.get(task.key, 0) + 1
+                    if crashes[task.key] >= CRASHES:
+                        reason = "its worker was killed, most likely for memory; take fewer workers"
+                        store.fail(task.key, reason, task.meta)
+                        todo.remove(task)
+                        bar.update()
+                        yield task, reason
+                # A structure that shared a pool with the guilty one gets another chance, alone.
+                count = 1 if crashes else count
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list((getattr(pool, "_processes", None) or {}).values()):
+                    with contextlib.suppress(OSError):
+                        process.terminate()
+
+
+def _one(task: _Task, out: Path, engine: str, options: dict[str, Any], settings: DFTSettings) -> None:
+    """One label, in a worker: computed and made durable there."""
+    result = make_engine(engine, **options).ground_state(task.structure, settings)
+    LabelStore(out).save(task.key, as_snapshot(result, task.meta, task.key))
+
+
+def _die_with_parent(parent: int) -> None:
+    """Workers of a killed run must not go on: nobody would wait for them."""
+    import ctypes
+    import signal
+    import sys
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+# -- command line ---------------------------------------------------------------------------------------------------
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Arguments of DFT settings, shared by the commands that compute."""
+    default = DFTSettings()
+    parser.add_argument("--cutoff", type=float, metavar="EV", help="plane waves (by element)")
+    parser.add_argument("--kmesh", type=int, nargs=3, metavar="N", help="k-points along each vector; 1 1 1 for one")
+    parser.add_argument(
+        "--k-density", type=float, default=default.k_density, metavar="D", help="k-points per 1/angstrom (%(default)s)"
+    )
+    parser.add_argument("--k-shift", type=float, nargs=3, metavar="S", help="shift of the mesh in steps, 0 to 1")
+    parser.add_argument("--gamma", action="store_true", help="the Gamma point alone")
+    parser.add_argument(
+        "--smearing", type=float, default=default.smearing_hartree, metavar="HARTREE", help="kT (%(default)s Hartree)"
+    )
+    parser.add_argument("--grid", type=int, nargs=3, metavar="N", help="points of the density")
+    parser.add_argument("--tolerance", type=float, default=default.tolerance, metavar="L1", help="SCF (%(default)s)")
+    parser.add_argument("--max-iterations", type=int, default=default.max_iterations, metavar="N")
+
+
+def settings_of(options: argparse.Namespace) -> DFTSettings:
+    """The settings that `add_settings` asked for."""
+    default = DFTSettings()
+    shift = tuple(options.k_shift) if options.k_shift else default.k_shift
+    kmesh = None
+    if options.gamma:
+        if options.kmesh or options.k_shift:
+            raise SettingsError("--gamma excludes --kmesh and --k-shift; give one of them")
+        kmesh = KMesh()
+    elif options.kmesh:
+        kmesh = KMesh(tuple(options.kmesh), shift)
+    return DFTSettings(
+        cutoff=options.cutoff,
+        kmesh=kmesh,
+        k_density=options.k_density,
+        k_shift=shift,
+        smearing_hartree=options.smearing,
+        grid=tuple(options.grid) if options.grid else None,
+        tolerance=options.tolerance,
+        max_iterations=options.max_iterations,
+    )
+
+
+def add_parser(commands: Any) -> None:
+    """The command ``gpurho label``."""
+    parser = commands.add_parser("label", help="reference densities by DFT, into an HDF5 data set")
+    parser.add_argument("structures", type=Path, nargs="+", help="files that ASE reads; every frame of each")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="HDF5 data set; resumable")
+    parser.add_argument("--engine", default="qe", choices=("qe", "gpaw", "sparc"))
+    parser.add_argument("--workers", type=int, metavar="N", help="calculations at once (default: one for each core)")
+    parser.add_argument("--retry-failed", action="store_true", help="try again what failed before")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_settings(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run ``gpurho label``."""
+    from gpurho.pipelines.structures import read_structures
+
+    frames = [atoms for path in options.structures for atoms in read_structures(path)]
+    result = label(
+        frames,
+        options.out,
+        engine=options.engine,
+        settings=settings_of(options),
+        workers=options.workers,
+        retry_failed=options.retry_failed,
+        progress=not options.quiet,
+    )
+    print(result)
+    return 1 if result.failures else 0

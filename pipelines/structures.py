@@ -1,0 +1,46 @@
+"""Structures from files and into files, by ASE."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpurho.errors import OutputExistsError, StoreError, StructureError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+
+def read_structures(path: Path) -> list[Atoms]:
+    """Every frame of a file; raises `StructureError` in one line whatever the reader raises."""
+    from ase.io import read
+
+    if not path.is_file():
+        raise StructureError(f"structure file {path} does not exist; check the name")
+    try:
+        frames = read(path, index=":")
+    except Exception as error:  # each of ASE's many readers fails in its own way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise StructureError(f"structure file {path} cannot be read: {reason}; give a file that ASE reads") from None
+    if not frames:
+        raise StructureError(f"structure file {path} holds no structure")
+    return list(frames)
+
+
+def write_structures(path: Path, frames: Sequence[Atoms], overwrite: bool = False) -> None:
+    """Write frames, whole or not at all, in the format of the file's name."""
+    from ase.io import write
+    from ase.io.formats import filetype
+
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} exists; pass --overwrite to replace it")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(temporary, list(frames), format=filetype(path.name, read=False))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
