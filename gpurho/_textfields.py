@@ -143,7 +143,7 @@ class TextReader:
         if n > self._size:
             raise FormatError(f"{self.path} names {n} values and has {self._size} bytes; the file is not whole")
         values = np.empty(n, dtype=np.float32)
-        at, width = 0, 0
+        at, width, shortest = 0, 0, 0
         while at < n:
             # Half of what remains at a time, then line by line, so that nothing after the values is taken.
             count = max(1, min((n - at) // (2 * width), LINES_AT_ONCE)) if width else 1
@@ -155,6 +155,10 @@ class TextReader:
             width = max(width, -(-len(words) // len(lines)))
             if len(words) > n - at:
                 raise FormatError(f"{self.path} has more than the {n} values of its grid; check its counts")
+            # The file may be cut within its last value, which then looks like another number.
+            shortest = min(map(len, words[:-1]), default=shortest)
+            if not lines[-1].endswith("\n") and words and len(words[-1]) < shortest:
+                raise FormatError(f"{self.path} ends within a value, {words[-1][:40]!r}; the file is not whole")
             try:
                 part = floats(words)
             except ValueError as error:

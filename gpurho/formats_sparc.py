@@ -131,31 +131,35 @@ def read_ion(path: str | Path) -> Ion:
     rows: list[NDArray[np.float64]] = []
     fractional: list[bool] = []
     potentials: dict[str, str] = {}
-    symbol, count = "", 0
+    symbol, section, count = "", "", 0
     with reading(target, "ion"), open(target, encoding="utf-8", errors="replace") as file:
         lines = iter([text for line in file if (text := line.split("#")[0].strip())])
         for line in lines:
             words = line.split()
-            key = words[0].upper()
-            if key == "ATOM_TYPE:":
+            if not _KEYWORD.fullmatch(words[0]):
+                if section.startswith("COORD"):
+                    raise FormatError(f"{target} has more than the {count} atoms of {symbol} that N_TYPE_ATOM names")
+                continue
+            section = words[0][:-1].upper()
+            if section == "ATOM_TYPE":
                 symbol, count = re.sub(r"\d+$", "", words[1]), 0
                 if symbol not in atomic_numbers or symbol == "X":
                     raise FormatError(f"{target} names {words[1]!r}, which is no element; check the file")
-            elif key == "N_TYPE_ATOM:":
+            elif section == "N_TYPE_ATOM":
                 count = int(words[1])
-            elif key == "PSEUDO_POT:":
+            elif section == "PSEUDO_POT":
                 potentials[symbol] = words[1]
-            elif key in ("COORD:", "COORD_FRAC:"):
+            elif section in ("COORD", "COORD_FRAC"):
                 if count < 1:
                     raise FormatError(f"{target} has coordinates of {symbol!r} before a positive N_TYPE_ATOM")
-                part = np.array([floats(next(lines).split()[:3]) for _ in range(count)])
-                rows.append(part if key == "COORD_FRAC:" else part * BOHR)
+                part = [floats(next(lines).split()[:3]) for _ in range(count)]
+                if any(row.shape != (3,) for row in part):
+                    raise FormatError(
+                        f"{target} has a position of {symbol} without three numbers; the file is not whole"
+                    )
+                rows.append(np.array(part) * (BOHR if section == "COORD" else 1.0))
                 numbers += [atomic_numbers[symbol]] * count
-                fractional += [key == "COORD_FRAC:"] * count
-            elif re.match(r"[-+.\d]+$", words[0]) and key not in ("0", "1") and len(words) == 3:
-                raise FormatError(
-                    f"{target} has more than the {count} atoms of {symbol} that it names; check N_TYPE_ATOM"
-                )
+                fractional += [section == "COORD_FRAC"] * count
         if not rows:
             raise FormatError(f"{target} has no atoms; give a structure file of SPARC")
         return Ion(np.array(numbers, dtype=np.int64), np.concatenate(rows), np.array(fractional), potentials)

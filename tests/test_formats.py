@@ -1,4 +1,4 @@
-"""Cube, CHGCAR and HDF5 against independent readers, on a closed form that shows a swap of axes."""
+"""Density files against independent readers and writers, on a closed form that shows a swap of axes."""
 
 from __future__ import annotations
 
@@ -56,6 +56,44 @@ def test_cube_read_by_pymatgen(density, tmp_path):
     np.testing.assert_allclose(found.data["total"], want, rtol=2e-6)
 
 
+def test_xsf_read_by_ase_and_pymatgen(density, tmp_path):
+    from ase.io.xsf import read_xsf
+    from pymatgen.io.xcrysden import XSF
+
+    path = density.write(tmp_path / "rho.xsf")
+    with open(path) as file:
+        data, origin, vectors, atoms = read_xsf(file, read_data=True)
+    want = np.asarray(density.mean)
+    assert data.shape == tuple(n + 1 for n in want.shape)
+    np.testing.assert_allclose(data[:-1, :-1, :-1], want, rtol=1e-7)
+    # The general grid of the format repeats its end points.
+    np.testing.assert_array_equal(data[-1], data[0])
+    np.testing.assert_array_equal(data[:, -1], data[:, 0])
+    np.testing.assert_array_equal(data[:, :, -1], data[:, :, 0])
+    np.testing.assert_allclose(vectors, TRICLINIC, atol=1e-12)
+    np.testing.assert_allclose(origin, 0)
+    np.testing.assert_allclose(atoms.positions, density.structure.positions, atol=1e-11)
+    assert atoms.numbers.tolist() == [14, 13, 14]
+    crystal = XSF.from_str(path.read_text().split("BEGIN_BLOCK")[0]).structure
+    np.testing.assert_allclose(crystal.lattice.matrix, TRICLINIC, atol=1e-12)
+    np.testing.assert_allclose(crystal.cart_coords, density.structure.positions, atol=1e-11)
+
+
+def test_dens_read_by_ase(density, tmp_path):
+    from ase.io.cube import read_cube
+
+    path = density.write(tmp_path / "rho.dens")
+    with open(path) as file:
+        found = read_cube(file)
+    np.testing.assert_allclose(found["data"], np.asarray(density.mean) * BOHR**3, rtol=1e-7)
+    np.testing.assert_allclose(found["atoms"].positions, density.structure.positions, atol=1e-8)
+    # A line holds at most six values, and each row of points along the last axis begins a new one.
+    lines = path.read_text().splitlines()
+    assert lines[1].startswith("Cell length: ")
+    assert lines[1].endswith("boundary condition: P P P.")
+    assert [len(line.split()) for line in lines[9:12]] == [6, 6, 5]
+
+
 def test_chgcar_read_by_ase_and_pymatgen(density, tmp_path):
     from ase.calculators.vasp import VaspChargeDensity
     from pymatgen.io.vasp import Chgcar
@@ -72,12 +110,15 @@ def test_chgcar_read_by_ase_and_pymatgen(density, tmp_path):
     np.testing.assert_allclose(other.structure.lattice.matrix, TRICLINIC, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["rho.cube", "CHGCAR", "rho.vasp", "rho.h5"])
+@pytest.mark.parametrize("name", ["rho.cube", "CHGCAR", "rho.vasp", "rho.h5", "rho.xsf", "rho.dens"])
 def test_read_back(density, tmp_path, name):
     path = density.write(tmp_path / name)
     with Density.open(path) as found:
         np.testing.assert_allclose(np.asarray(found.mean), np.asarray(density.mean), rtol=3e-6)
         assert found.grid.same_as(density.grid) or np.allclose(found.grid.cell, density.grid.cell, atol=1e-7)
+        order = np.argsort(density.structure.numbers, kind="stable") if "CHG" in name or "vasp" in name else slice(None)
+        np.testing.assert_allclose(found.structure.positions, density.structure.positions[order], atol=1e-7)
+        assert found.structure.numbers.tolist() == density.structure.numbers[order].tolist()
         assert found.electrons == pytest.approx(density.electrons, rel=1e-6)
         assert found.uncertain == (name == "rho.h5")
         if found.uncertain:
@@ -130,7 +171,7 @@ def test_conservation_travels(density, tmp_path):
         density.epistemic,
         correction=Correction("uniform", scale=1.25),
     )
-    for name in ("rho.cube", "CHGCAR", "rho.h5"):
+    for name in ("rho.cube", "CHGCAR", "rho.h5", "rho.xsf", "rho.dens"):
         with Density.open(rho.write(tmp_path / name)) as found:
             assert found.electrons == pytest.approx(1.25 * density.electrons, rel=1e-6)
 
@@ -141,11 +182,13 @@ def test_region(density, tmp_path):
     found = Density.open(part.write(tmp_path / "part.cube"))
     np.testing.assert_allclose(found.grid.points(), part.grid.points(), atol=1e-6)
     np.testing.assert_allclose(found.mean, part.mean, rtol=3e-6)
-    with pytest.raises(FormatError, match="whole cell"):
-        part.write(tmp_path / "CHGCAR")
+    for name in ("CHGCAR", "part.xsf", "part.dens"):
+        with pytest.raises(FormatError, match="whole cell"):
+            part.write(tmp_path / name)
+        assert not (tmp_path / name).exists()
 
 
-@pytest.mark.parametrize("name", ["rho.cube", "CHGCAR"])
+@pytest.mark.parametrize("name", ["rho.cube", "CHGCAR", "rho.xsf", "rho.dens"])
 def test_damaged_files_are_one_line(density, tmp_path, name):
     path = density.write(tmp_path / name)
     text = path.read_text()
