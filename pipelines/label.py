@@ -84,7 +84,7 @@ def label(
         Plain values in ``atoms.info`` are kept with the label (temperature_K, family, ...).
     out : path
         The data set; labels that it, or an interrupted run, already has are not computed again.
-    engine : {"qe", "gpaw", "sparc"}
+    engine : {"qe", "gpaw", "sparc"} or "package.module:Class"
     engine_options : dict, optional
         For the engine's constructor.
     settings : DFTSettings, optional
@@ -280,7 +280,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser("label", help="reference densities by DFT, into an HDF5 data set")
     parser.add_argument("structures", type=Path, nargs="+", help="files that ASE reads; every frame of each")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="HDF5 data set; resumable")
-    parser.add_argument("--engine", default="qe", choices=("qe", "gpaw", "sparc"))
+    parser.add_argument("--engine", default="qe", help="qe, gpaw, sparc, or package.module:Class (%(default)s)")
     parser.add_argument("--workers", type=int, metavar="N", help="calculations at once (default: one for each core)")
     parser.add_argument("--retry-failed", action="store_true", help="try again what failed before")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

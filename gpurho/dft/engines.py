@@ -16,7 +16,7 @@ ENGINES = {
 
 
 def make_engine(name: str, **options: Any) -> Engine:
-    """An engine by its short name, with the options of its class.
+    """An engine by its short name, or ``package.module:Class`` for one of the user's, with the options of its class.
 
     Raises
     ------
@@ -25,11 +25,16 @@ def make_engine(name: str, **options: Any) -> Engine:
     MissingDependencyError, EngineError
         Where the engine says at once that its code is not there.
     """
-    try:
+    module, colon, cls = name.partition(":")
+    if not colon:
+        if name not in ENGINES:
+            known = ", ".join(map(repr, ENGINES))
+            raise SettingsError(f"engine {name!r} is not known; give {known}, or 'package.module:Class'")
         module, cls = ENGINES[name]
-    except (KeyError, TypeError):
-        raise SettingsError(f"engine {name!r} is not known; give {', '.join(map(repr, ENGINES))}") from None
-    kind = getattr(importlib.import_module(module), cls)
+    try:
+        kind = getattr(importlib.import_module(module), cls)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"engine {name!r} cannot be imported: {error}") from None
     try:
         engine: Engine = kind(**options)
     except TypeError as error:

@@ -1,0 +1,227 @@
+"""Labelling runs: durable, resumable, honest about failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.io import write
+
+from gpurho.datasets import open_dataset
+from gpurho.dft.base import DFTSettings, KMesh
+from gpurho.errors import SettingsError, StoreError, StructureError, UnknownSpeciesError
+from gpurho.labelstore import LabelStore, label_key, rounded
+from gpurho.pipelines.label import label
+from gpurho.structure import Structure
+
+ENGINE = "toy_engine:ToyEngine"
+SETTINGS = DFTSettings(cutoff=100.0, kmesh=KMesh())
+
+
+@pytest.fixture(autouse=True)
+def _workers_find_the_toy(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def frames(count):
+    """Al4 cells told apart by the x of their first atom."""
+    made = []
+    for i in range(count):
+        atoms = bulk("Al", cubic=True, a=4.05)
+        atoms.positions[0, 0] = 0.001 * (i + 1)
+        atoms.info.update(temperature_K=300.0 + i, family="al4", nothing=None)
+        made.append(atoms)
+    return made
+
+
+def run(atoms, out, log, **options):
+    engine_options = {"log": str(log), **options.pop("engine_options", {})}
+    return label(atoms, out, engine=ENGINE, engine_options=engine_options, settings=SETTINGS, progress=False, **options)
+
+
+def test_labels_keep_order_metadata_and_settings(tmp_path):
+    atoms = frames(3)
+    result = run(atoms, tmp_path / "al.h5", tmp_path / "log", workers=2)
+    assert (result.computed, result.found, result.failures) == (3, 0, {})
+    data = open_dataset(tmp_path / "al.h5")
+    assert len(data) == 3
+    for i, snapshot in enumerate(data):
+        np.testing.assert_array_equal(snapshot.structure.positions, atoms[i].positions)
+        assert snapshot.meta["temperature_K"] == 300.0 + i
+        assert snapshot.meta["family"] == "al4"
+        assert snapshot.meta["kpts"] == [1, 1, 1]
+        assert snapshot.meta["engine"] == "toy 1"
+        assert snapshot.meta["n_atoms"] == 4
+        assert snapshot.meta["structure_fingerprint"] == Structure.from_ase(atoms[i]).fingerprint()
+        assert json.loads(snapshot.meta["settings"])["cutoff"] == 100.0
+        assert snapshot.arrays["forces"].shape == (4, 3)
+        assert abs(snapshot.density.mean() * snapshot.structure.volume / 12 - 1) < 1e-5
+    assert not (tmp_path / "al.h5.labels").exists()
+
+
+def test_a_second_run_computes_nothing_and_more_structures_are_added(tmp_path):
+    out, log = tmp_path / "al.h5", tmp_path / "log"
+    run(frames(2), out, log, workers=1)
+    before = open_dataset(out)[0].density
+    assert run(frames(2), out, log, workers=1).computed == 0
+    result = run(frames(4), out, log, workers=1)
+    assert (result.computed, result.found) == (2, 2)
+    assert Counter(log.read_text().splitlines())["start 0.001"] == 1
+    np.testing.assert_array_equal(open_dataset(out)[0].density, before)
+    assert len(open_dataset(out)) == 4
+
+
+def test_a_failed_calculation_is_recorded_and_the_run_goes_on(tmp_path):
+    out, log = tmp_path / "al.h5", tmp_path / "log"
+    result = run(frames(3), out, log, engine_options={"faults": "scf:0.002"}, workers=1)
+    assert result.computed == 2
+    assert "no self-consistency" in result.failures[1]
+    assert [s.meta["temperature_K"] for s in open_dataset(out)] == [300.0, 302.0]
+    # The reason stays on disk; the structure is tried again only when asked for.
+    assert "no self-consistency" in run(frames(3), out, log, workers=1).failures[1]
+    again = run(frames(3), out, log, workers=1, retry_failed=True)
+    assert (again.computed, again.failures) == (1, {})
+    assert len(open_dataset(out)) == 3
+
+
+def test_a_worker_that_dies_costs_only_its_structure(tmp_path):
+    out, log = tmp_path / "al.h5", tmp_path / "log"
+    result = run(frames(4), out, log, engine_options={"faults": "die:0.002", "seconds": 0.05}, workers=2)
+    assert result.computed == 3
+    assert "killed" in result.failures[1]
+    ends = Counter(line for line in log.read_text().splitlines() if line.startswith("end"))
+    assert max(ends.values()) == 1
+
+
+SCRIPT = """
+import sys, toy_engine
+from ase.io import read
+from gpurho.dft.base import DFTSettings, KMesh
+from gpurho.pipelines.label import label
+if __name__ == "__main__":
+    label(read(sys.argv[1], ":"), sys.argv[2], engine="toy_engine:ToyEngine", workers=2, progress=False,
+          engine_options={"log": sys.argv[3], "seconds": 0.15}, settings=DFTSettings(cutoff=100.0, kmesh=KMesh()))
+"""
+
+
+def test_five_kills_lose_no_finished_label_and_repeat_none(tmp_path):
+    out, log, script, structures = (tmp_path / name for name in ("al.h5", "log", "run.py", "al.xyz"))
+    script.write_text(SCRIPT)
+    atoms = frames(24)
+    for a in atoms:
+        del a.info["nothing"]
+    write(structures, atoms)
+    command = [sys.executable, str(script), str(structures), str(out), str(log)]
+    rng = random.Random(7)
+    kept: set[str] = set()
+    for _ in range(5):
+        size = log.stat().st_size if log.exists() else 0
+        process = subprocess.Popen(command)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            if log.exists() and log.stat().st_size > size:
+                break
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0.05, 0.6))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        parts = {p.stem for p in (tmp_path / "al.h5.labels").glob("*.h5")}
+        assert kept <= parts, "a finished label was lost"
+        kept = parts
+    assert kept, "nothing was finished before the last kill: the test shows nothing"
+    # Workers must not outlive the run that started them.
+    time.sleep(0.5)
+    quiet = log.stat().st_size
+    time.sleep(0.5)
+    assert log.stat().st_size == quiet
+    subprocess.run(command, check=True, timeout=120)
+    data = open_dataset(out)
+    assert [s.structure.positions[0, 0] for s in data] == pytest.approx([0.001 * (i + 1) for i in range(24)])
+    started = Counter(line.split()[1] for line in log.read_text().splitlines() if line.startswith("start"))
+    for s in data:
+        if s.meta["label_key"] in kept and started[f"{s.structure.positions[0, 0]:.3f}"] > 1:
+            # It may have been cut down in an earlier try, but never after it was durable.
+            ends = [line for line in log.read_text().splitlines() if line == f"end {s.structure.positions[0, 0]:.3f}"]
+            assert len(ends) <= 2
+    assert not (tmp_path / "al.h5.labels").exists()
+
+
+def test_two_runs_on_one_output_are_kept_apart(tmp_path):
+    with LabelStore(tmp_path / "al.h5"), pytest.raises(StoreError, match="another run"):
+        run(frames(1), tmp_path / "al.h5", tmp_path / "log")
+
+
+def test_a_full_or_read_only_disk_says_what_is_safe(tmp_path):
+    if os.geteuid() == 0:
+        (tmp_path / "al.h5.labels").write_text("a file where the folder should be")
+    else:
+        tmp_path.chmod(0o500)
+    with pytest.raises(StoreError, match="nothing was computed"):
+        run(frames(1), tmp_path / "al.h5", tmp_path / "log")
+
+
+def test_a_damaged_part_is_named_and_nothing_is_replaced(tmp_path):
+    out, log = tmp_path / "al.h5", tmp_path / "log"
+    run(frames(1), out, log)
+    before = out.read_bytes()
+    key = label_key(Structure.from_ase(frames(2)[1]), SETTINGS, ENGINE)
+    (tmp_path / "al.h5.labels").mkdir()
+    (tmp_path / "al.h5.labels" / f"{key}.h5").write_bytes(b"torn")
+    with pytest.raises(StoreError, match=key):
+        run(frames(2), out, log)
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        (lambda a: a.set_pbc(False), StructureError, "structure 1: pbc"),
+        (lambda a: a.positions.__setitem__(1, a.positions[0] + 0.1), StructureError, "structure 1: .*apart"),
+        (lambda a: a.set_cell([4.05, 4.05, 300.0]), StructureError, "structure 1: .*compact"),
+        (lambda a: a.set_chemical_symbols(["U"] * 4), UnknownSpeciesError, "structure 1: no GTH-PBE"),
+    ],
+)
+def test_structures_that_cannot_be_done_are_refused_before_any_work(tmp_path, change, error, words):
+    atoms = frames(2)
+    change(atoms[1])
+    with pytest.raises(error, match=words):
+        run(atoms, tmp_path / "al.h5", tmp_path / "log")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_structures_and_unknown_engines_are_refused(tmp_path):
+    with pytest.raises(SettingsError, match="no structures"):
+        run([], tmp_path / "al.h5", tmp_path / "log")
+    with pytest.raises(SettingsError, match="engine 'vasp' is not known"):
+        label([Atoms("Al", cell=[4, 4, 4], pbc=True)], tmp_path / "al.h5", engine="vasp")
+
+
+def test_keys_depend_on_what_decides_a_label_and_on_nothing_else():
+    a, b = (Structure.from_ase(x) for x in frames(2))
+    key = label_key(a, SETTINGS, "qe")
+    assert key == label_key(a, DFTSettings(cutoff=100.0, kmesh=KMesh(), k_density=9.0, max_iterations=7), "qe")
+    others = [(b, SETTINGS, "qe"), (a, SETTINGS, "gpaw"), (a, DFTSettings(cutoff=101.0, kmesh=KMesh()), "qe")]
+    assert key not in {label_key(*other) for other in others}
+    dense = [label_key(a, DFTSettings(cutoff=100.0, k_density=d), "qe") for d in (1.0, 1.75, 3.0)]
+    assert len(set(dense)) == 3
+
+
+def test_rounding_keeps_the_bits_it_promises():
+    values = np.random.default_rng(0).lognormal(size=10000)
+    kept = rounded(values, 14)
+    assert np.abs(kept / values - 1).max() < 2**-14
+    assert np.abs(kept / values - 1).max() > 2**-17
+    assert not (kept.view(np.uint32) & ((1 << 9) - 1)).any()
+    assert abs((kept / values).mean() - 1) < 1e-6
