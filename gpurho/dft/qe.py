@@ -31,6 +31,10 @@ RYDBERG = HARTREE / 2
 EXTRA_BANDS = 0.15
 """Empty bands, as a share of the occupied ones."""
 
+DENSITY_CUTOFF = 3.0
+"""Cutoff of the density over that of the orbitals. 4 would hold every product of two orbitals; 3 changes the density by
+6e-6 L1 per electron and the energy by 1e-6 eV per atom (Al 32), and saves a quarter of the time."""
+
 TAIL = 1e-4
 """Largest occupation (0 to 1) of the highest band: beyond it bands are missing."""
 
@@ -185,6 +189,7 @@ class QeEngine:
                 "nat": len(structure),
                 "ntyp": len(structure.symbols),
                 "ecutwfc": settings.energy_cutoff(structure) / RYDBERG,
+                "ecutrho": DENSITY_CUTOFF * settings.energy_cutoff(structure) / RYDBERG,
                 "nbnd": occupied + max(4, math.ceil(EXTRA_BANDS * occupied)),
                 "occupations": "smearing",
                 "smearing": "fermi-dirac",
