@@ -36,7 +36,9 @@ def fcc_cell(axes: Sequence[Sequence[int]], a: float) -> tuple[Floats, tuple[flo
     from ase.lattice.cubic import FaceCenteredCubic
 
     cell = FaceCenteredCubic(directions=[list(v) for v in axes], symbol="Al", latticeconstant=a)
-    fractions = np.round(cell.get_scaled_positions(wrap=False), 9) % 1.0
+    # A site is a/2 times whole numbers, and a period a or a/2 times an axis, so these are whole.
+    parts = 2 * np.sum(np.square(axes), axis=1)
+    fractions = np.rint(cell.get_scaled_positions(wrap=False) * parts) % parts / parts
     x, y, z = cell.cell.lengths()
     return fractions, (float(x), float(y), float(z))
 
