@@ -28,14 +28,15 @@ _NO_LETTER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+))([-+]\d{2,4})")
 def reading(path: Path, kind: str) -> Iterator[None]:
     """Whatever goes wrong inside, as one `FormatError` of one line that names the file."""
     try:
-        yield
+        with np.errstate(invalid="raise", divide="raise", over="raise"):
+            yield
     except FormatError:
         raise
     except GpurhoError as error:
         raise FormatError(f"{path}: {error}") from None
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror or error}; check the name") from None
-    except (ValueError, IndexError, KeyError, StopIteration, OverflowError) as error:
+    except (ValueError, IndexError, KeyError, StopIteration, ArithmeticError) as error:
         reason = (str(error) or "it ends too early").splitlines()[0][:120]
         raise FormatError(f"{path} is not a whole {kind} file: {reason}; check the file") from None
 

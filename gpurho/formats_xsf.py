@@ -66,7 +66,8 @@ def read_xsf(reader: TextReader, scale: float | None = None) -> Density:
     values = reader.values(n).reshape(shape[::-1]).transpose(2, 1, 0)
     line = reader.filled("#")
     if line is None or not line.startswith("END_DATAGRID"):
-        raise FormatError(f"{path} has {line!r} where its data grid should end after {n} values; check its counts")
+        said = (line or "nothing")[:30]
+        raise FormatError(f"{path} has {said!r} where its data grid should end after {n} values; check its counts")
     while (line := reader.filled("#")) is not None:
         if "DATAGRID" in line and not line.startswith("END_"):
             raise FormatError(f"{path} holds more than one data grid; give a file of the total density alone")

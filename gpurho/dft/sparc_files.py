@@ -101,7 +101,7 @@ def read_out(path: str | Path) -> Output:
         if walltime is None:
             raise FormatError(f"{target} has no end; the run was stopped or is still going")
         head, *cycles = text.split("Self Consistent Field (SCF#")
-        inputs = parse_inpt(head.split("Input parameters")[1].split("***\n")[1].splitlines())
+        inputs = parse_inpt(re.split(r"\*{20,}\n", head.split("Input parameters")[1])[1].splitlines())
         rows = head.split("Lattice vectors (Bohr):\n")[1].splitlines()[:3]
         valence = re.findall(r"Atom type \d+\s*\(valence electrons\)\s*:\s*([A-Za-z]+)\d*\s+(\S+)", head)
         shape = [int(n) for n in inputs.values["FD_GRID"][:3]]

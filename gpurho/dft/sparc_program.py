@@ -31,7 +31,8 @@ def find_sparc(command: str | None = None) -> list[str]:
     found = shutil.which(words[0]) if words else None
     if found is None:
         raise MissingDependencyError(f"the program {' '.join(words)!r} is not there; {REMEDY}")
-    return [os.path.abspath(found), *words[1:]]
+    # Runs take place in folders of their own, where a relative path means something else.
+    return [os.path.abspath(found), *(os.path.abspath(w) if os.path.isfile(w) else w for w in words[1:])]
 
 
 class Pseudos:

@@ -1,0 +1,604 @@
+"""SPARC by files: its readers on recorded output, its inputs by what the program would understand, its engine."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import units
+
+from gpurho.dft.base import DFTSettings, KMesh
+from gpurho.dft.engines import make_engine
+from gpurho.dft.sparc import SparcEngine
+from gpurho.dft.sparc_files import read_aimd, read_eigen, read_out, read_static
+from gpurho.dft.sparc_inputs import Dynamics, inpt_text, ion_order, ion_text, read_psp8
+from gpurho.errors import (
+    ConvergenceError,
+    EngineError,
+    FormatError,
+    MissingDependencyError,
+    SettingsError,
+    StructureError,
+    UnknownSpeciesError,
+)
+from gpurho.formats import read_density, snapshot_from_density_file
+from gpurho.formats_sparc import read_inpt, read_ion, read_structure
+from gpurho.structure import Structure
+from gpurho.units import BOHR, HARTREE
+
+DATA = Path(__file__).parent / "data" / "sparc"
+AL_CELL = np.eye(3) * 15.2 * BOHR
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The recorded files, unpacked."""
+    folder = tmp_path_factory.mktemp("sparc")
+    for path in DATA.iterdir():
+        if path.suffix == ".xz":
+            (folder / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
+        else:
+            shutil.copy(path, folder / path.name)
+    return folder
+
+
+# -- readers ----------------------------------------------------------------------------------------------------
+
+
+def test_structure(files):
+    al = read_structure(files / "al32_m030.ion")
+    np.testing.assert_allclose(al.cell, AL_CELL, atol=1e-12)
+    assert al.numbers.tolist() == [13] * 32
+    np.testing.assert_allclose(al.positions[1] / BOHR, [14.9537389735, 3.9710874633, 3.8843525691], atol=1e-12)
+    sige = read_structure(files / "sige64_m045")
+    assert sige.numbers.tolist() == [14] * 32 + [32] * 32
+    np.testing.assert_allclose(sige.positions[32] / BOHR, [0.2753258805, 5.2249496389, 5.2248139934], atol=1e-12)
+    assert read_ion(files / "sige64_m045.ion").pseudopotentials["Ge"] == "psps/32_Ge_14_2.2_2.3_pbe_n_v1.0.psp8"
+    assert read_inpt(files / "al32_m030.inpt").values["MESH_SPACING"] == ("0.3",)
+    # An echo of SPARC runs two keywords together in a line.
+    assert read_out(files / "hf_rt25.out").values["OUTPUT_FILE"] == ("hf_rt25",)
+    assert read_out(files / "hf_rt25.out").values["INPUT_DENS_FILE"] == ("al32_p0.0.dens",)
+
+
+def test_cells_of_inpt(tmp_path):
+    path = tmp_path / "x.inpt"
+    rows = np.array([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5]])
+    body = "LATVEC: # a comment\n0.5 0.5 0.0\n0.0 0.5 0.5\n0.5 0.0 0.5\nBC: P P P\n"
+    path.write_text("latvec_scale: 7 8 9\n" + body)
+    np.testing.assert_allclose(read_inpt(path).cell, rows * [[7], [8], [9]] * BOHR)
+    # CELL gives lengths along the vectors, whatever theirs are.
+    path.write_text("CELL: 7 8 9\n" + body)
+    np.testing.assert_allclose(np.linalg.norm(read_inpt(path).cell, axis=1), np.array([7, 8, 9]) * BOHR)
+    path.write_text("CELL: 7 8 9\n")
+    np.testing.assert_allclose(read_inpt(path).cell, np.diag([7, 8, 9]) * BOHR)
+    path.write_text("MESH_SPACING: 0.3\n")
+    assert read_inpt(path).cell is None
+
+
+def test_ion_variants(tmp_path):
+    """Fractions, keywords after the coordinates, constraints, spins, numbered types, comments."""
+    path = tmp_path / "x.ion"
+    path.write_text(
+        "# two types\nATOM_TYPE: Si1\nN_TYPE_ATOM: 2\nCOORD_FRAC:\n0.5 0.25 0 # first\n0 0 1.0D-1\n"
+        "RELAX:\n1 0 1\n1 1 1\nSPIN:\n1.0\n-1.0\nPSEUDO_POT: a.psp8\n"
+        "\nATOM_TYPE: O\nPSEUDO_POT: b.psp8\nN_TYPE_ATOM: 1\nCOORD:\n1 2 3\n"
+    )
+    cell = np.array([[4.0, 0, 0], [1, 5, 0], [0, 1, 6]])
+    atoms = read_ion(path)
+    found = atoms.structure(cell)
+    np.testing.assert_allclose(found.positions[:2], [[2.25, 1.25, 0], [0, 0.1, 0.6]])
+    np.testing.assert_allclose(found.positions[2], np.array([1, 2, 3]) * BOHR)
+    assert found.numbers.tolist() == [14, 14, 8]
+    assert atoms.pseudopotentials == {"Si": "a.psp8", "O": "b.psp8"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("ATOM_TYPE: Al", "ATOM_TYPE: Xy"), "'Xy', which is no element"),
+        (("N_TYPE_ATOM: 32", "N_TYPE_ATOM: 31"), "more than the 31 atoms"),
+        (("N_TYPE_ATOM: 32", "N_TYPE_ATOM: 33"), "whole|too early"),
+        (("N_TYPE_ATOM: 32\n", ""), "before a positive N_TYPE_ATOM"),
+        (("11.3510848050", "11.35x"), "'11.35x'"),
+        ((" 7.1746501874", ""), "without three numbers"),
+        (("COORD:", "POSITIONS:"), "no atoms"),
+    ],
+)
+def test_damaged_ion(files, tmp_path, change, reason):
+    path = tmp_path / "x.ion"
+    path.write_text((files / "al32_m030.ion").read_text().replace(*change))
+    with pytest.raises(FormatError, match=reason) as caught:
+        read_ion(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_density(files):
+    """Its integral, its atoms, and the order of its axes, which the hollow cores of the pseudo-atoms show."""
+    from gpurho.sections import interpolate
+
+    found = read_density(files / "al32_m030.dens")
+    atoms = read_structure(files / "al32_m030.ion")
+    assert found.shape == (51, 51, 51)
+    assert found.electrons == pytest.approx(96, rel=1e-7)
+    np.testing.assert_allclose(found.grid.cell, AL_CELL, atol=1e-12)
+    np.testing.assert_array_equal(found.structure.positions, atoms.positions)
+    field = np.asarray(found.mean, dtype=float)
+    assert field[0, 0, :2] * BOHR**3 == pytest.approx([1.007206e-03, 2.164073e-03], rel=1e-6)
+    at = interpolate(field, found.grid, atoms.positions, 3)
+    assert at.max() < 0.1 * field.mean()
+    assert interpolate(field.transpose(2, 1, 0), found.grid, atoms.positions, 3).mean() > 1.5 * at.mean()
+    snapshot = snapshot_from_density_file(files / "al32_m030.dens")
+    assert snapshot.electrons == 96
+
+
+def test_density_atoms_and_cells(files, tmp_path):
+    """Where the atoms and the cell come from, with and without the files beside the density."""
+    text = (files / "al32_m030.dens").read_text().split("\n")
+    ion, inpt = (files / f"al32_m030.{suffix}" for suffix in ("ion", "inpt"))
+    exact = read_structure(ion)
+    path = tmp_path / "x.dens"
+    path.write_text("\n".join(text))
+    found = read_density(path)
+    np.testing.assert_allclose(found.structure.positions, exact.positions, atol=1e-6)
+    assert np.abs(found.structure.positions - exact.positions).max() > 0
+    assert found.electrons == pytest.approx(96, rel=1e-7)
+    # Without the lengths in the second line, as of older versions, the rounded steps are all there is.
+    path.write_text("\n".join([text[0], "OUTER LOOP: X, MIDDLE LOOP: Y, INNER LOOP: Z.", *text[2:]]))
+    assert 1e-7 < abs(read_density(path).electrons / 96 - 1) < 1e-5
+    shutil.copy(inpt, tmp_path / "x.inpt")
+    assert read_density(path).electrons == pytest.approx(96, rel=1e-7)
+    # Positions of the first atom for all of them: the .ion sets them right.
+    wrong = [*text[:6], *[text[6]] * 32, *text[38:]]
+    path.write_text("\n".join(wrong))
+    with pytest.raises(FormatError, match=r"put the \.ion"):
+        read_density(path)
+    shutil.copy(ion, tmp_path / "x.ion")
+    np.testing.assert_array_equal(read_density(path).structure.positions, exact.positions)
+    # After dynamics the atoms are no longer those of the .ion, and the header counts.
+    path.write_text("\n".join(text))
+    (tmp_path / "x.aimd").write_text("")
+    moved = exact.positions + np.array([0.1, 0, 0])
+    rows = [f"13 3.0 {' '.join(f'{v:.6f}' for v in row)}" for row in moved / BOHR]
+    path.write_text("\n".join([*text[:6], *rows, *text[38:]]))
+    np.testing.assert_allclose(read_density(path).structure.positions, moved, atol=1e-6)
+    # Files of another calculation.
+    (tmp_path / "x.inpt").write_text(inpt.read_text().replace("15.20000000", "15.21000000"))
+    with pytest.raises(FormatError, match="grid that does not match the cell of"):
+        read_density(path)
+    shutil.copy(inpt, tmp_path / "x.inpt")
+    shutil.copy(files / "sige64_m045.ion", tmp_path / "x.ion")
+    with pytest.raises(FormatError, match="not those of"):
+        read_density(path)
+
+
+def test_out(files):
+    al = read_out(files / "al32_m030.out")
+    assert (al.version, al.shape, al.electrons, al.n_atoms) == ("December 03, 2025", (51, 51, 51), 96, 32)
+    assert al.valence == {"Al": 3.0}
+    np.testing.assert_allclose(al.cell, AL_CELL, atol=1e-12)
+    (cycle,) = al.cycles
+    assert (cycle.iterations, cycle.converged, cycle.residual) == (29, True, 6.349e-06)
+    assert cycle.free_energy / HARTREE == pytest.approx(-73.719611371, abs=1e-9)
+    assert cycle.xc / HARTREE == pytest.approx(-35.062039276, abs=1e-9)
+    assert cycle.entropy_term / HARTREE == pytest.approx(-8.4587228598e-3, abs=1e-12)
+    assert cycle.fermi_level / HARTREE == pytest.approx(0.19679356538, abs=1e-11)
+    assert cycle.band / HARTREE == pytest.approx(3.3090893332, abs=1e-10)
+    assert al.seconds == 285.817
+    md = read_out(files / "al32_m040_md.out")
+    assert [c.iterations for c in md.cycles][-2:] == [11, 12]
+    assert len(md.cycles) == 6
+    assert all(c.converged for c in md.cycles)
+    one = read_out(files / "hf_rt25.out")
+    assert not one.cycles[0].converged
+    # The Harris-Foulkes energy at the density that the first step of the dynamics converged to.
+    assert abs(one.cycles[0].free_energy - md.cycles[0].free_energy) / HARTREE / 32 < 5e-8
+    assert abs(one.cycles[0].xc - md.cycles[0].xc) / HARTREE / 32 < 5e-8
+    sige = read_out(files / "sige64_m045.out")
+    assert sige.electrons == 32 * sige.valence["Si"] + 32 * sige.valence["Ge"] == 576
+
+
+def test_static(files):
+    al, atoms = read_static(files / "al32_m030.static"), read_structure(files / "al32_m030")
+    np.testing.assert_allclose(al.fractions @ atoms.cell, atoms.positions, atol=1e-8)
+    assert al.symbols == ("Al",) * 32
+    assert al.free_energy / HARTREE == pytest.approx(-73.71961137138220, abs=1e-13)
+    sizes = np.linalg.norm(al.forces, axis=1) / (HARTREE / BOHR)
+    # As the .out says, which calls the average the root of the mean square.
+    assert sizes.mean() == pytest.approx(1.3601598693e-02, rel=1e-8)
+    assert sizes.max() == pytest.approx(3.0784634845e-02, rel=1e-8)
+    sige = read_static(files / "sige64_m045.static")
+    assert sige.symbols == ("Si",) * 32 + ("Ge",) * 32
+    np.testing.assert_allclose(sige.forces.sum(axis=0), 0, atol=1e-8)
+    assert read_static(files / "hf_rt25.static").forces is None
+
+
+def test_eigen(files):
+    found, out = read_eigen(files / "al32_m030.eigen"), read_out(files / "al32_m030.out")
+    assert found.eigenvalues.shape == found.occupations.shape == (1, 62)
+    assert found.electrons == pytest.approx(96, abs=1e-8)
+    assert found.weights.tolist() == [1.0]
+    assert found.eigenvalues[0, 0] / HARTREE == pytest.approx(-0.22138226187, abs=1e-12)
+    # Fermi-Dirac at the level and the width that the .out names, and the energy of the bands.
+    x = (found.eigenvalues - out.cycles[0].fermi_level) / HARTREE / 0.00200001251
+    np.testing.assert_allclose(found.occupations, 2 / (1 + np.exp(x)), atol=1e-6)
+    assert (found.occupations * found.eigenvalues).sum() == pytest.approx(out.cycles[0].band, abs=1e-5)
+
+
+def test_eigen_of_k_points(files, tmp_path):
+    text = (files / "al32_m030.eigen").read_text()
+    head, _, block = text.partition("kred #1 = (0.000000,0.000000,0.000000)\nweight = 1.000000\n")
+    path = tmp_path / "x.eigen"
+    blocks = [
+        f"kred #{i} = ({k},0.250000,-0.333333)\nweight = {w}\n{block}\n"
+        for i, (k, w) in enumerate(((0.0, 0.037037), (0.125, 0.074074)), 1)
+    ]
+    path.write_text(head + "".join(blocks))
+    found = read_eigen(path)
+    np.testing.assert_allclose(found.kpoints, [[0, 0.25, -0.333333], [0.125, 0.25, -0.333333]])
+    np.testing.assert_allclose(found.weights, [1 / 3, 2 / 3])
+    assert found.electrons == pytest.approx(96, abs=1e-8)
+    for wrong, reason in (
+        (head + "".join(blocks).replace("weight = 0.037037\n", ""), "weights"),
+        (head + blocks[0] + blocks[1][: len(blocks[1]) // 2].rpartition("\n")[0] + "\n", "different numbers of bands"),
+        (head + "".join(blocks)[:-4], "ends within a line"),
+        (head, "no k-points"),
+        (text.replace("n        eigval", "Spin-up   Spin-down\nn        eigval"), "spin-polarised"),
+    ):
+        path.write_text(wrong)
+        with pytest.raises(FormatError, match=reason):
+            read_eigen(path)
+
+
+def test_dynamics_is_read(files):
+    steps, out = read_aimd(files / "al32_m040_md.aimd"), read_out(files / "al32_m040_md.out")
+    start = read_structure(files / "al32_m040_md")
+    assert [step.number for step in steps] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_allclose(steps[0].structure.positions, start.positions, atol=1e-9)
+    assert [step.temperature for step in steps][:2] == [631.554, 629.67369829248]
+    mass = 26.9815385 * units._amu
+    for step, cycle in zip(steps, out.cycles, strict=True):
+        assert step.free_energy == pytest.approx(cycle.free_energy, abs=2e-7)
+        assert step.free_energy - step.internal_energy == pytest.approx(cycle.entropy_term, abs=2e-7)
+        # SI by way of CODATA: (angstrom/fs)^2 is 1e10 (m/s)^2.
+        kinetic = 0.5 * mass * (step.velocities**2).sum() * 1e10 / units._e
+        assert step.kinetic_energy == pytest.approx(kinetic, rel=1e-6)
+        # 31 of 32 atoms' worth of freedom: the centre of mass stands still.
+        assert kinetic == pytest.approx(1.5 * 31 * units.kB * step.temperature, rel=1e-4)
+        np.testing.assert_allclose(step.velocities.sum(axis=0), 0, atol=1e-7)
+    largest = np.linalg.norm(steps[-1].forces, axis=1).max() / (HARTREE / BOHR)
+    assert largest == pytest.approx(3.0592724519e-02, rel=1e-8)  # as the .out says
+    # Velocity Verlet of 1 fs: the velocities are the differences of the positions.
+    for before, here, after in zip(steps, steps[1:], steps[2:], strict=False):
+        difference = (after.structure.positions - before.structure.positions) @ np.linalg.inv(AL_CELL)
+        difference = (difference - np.round(difference)) @ AL_CELL / 2.0
+        np.testing.assert_allclose(difference, here.velocities, atol=2e-6)
+
+
+def test_damaged_dynamics(files, tmp_path):
+    text = (files / "al32_m040_md.aimd").read_text()
+    atoms = read_structure(files / "al32_m040_md")
+    path = tmp_path / "x.aimd"
+    third = text.index(":MDSTEP: 3")
+    for cut in (third + 100, third + 3000, text.index(":MIND:", third) - 20, text.index(":MIND:", third)):
+        path.write_text(text[:cut])
+        with pytest.raises(FormatError, match="step 3 of 3"):
+            read_aimd(path, atoms)
+        assert [step.number for step in read_aimd(path, atoms, partial=True)] == [1, 2]
+    path.write_text(text.replace("5.3232188899E-04", "5.32x", 1))
+    with pytest.raises(FormatError, match=r"step 1 of 6: '5\.32x'"):
+        read_aimd(path, atoms, partial=True)
+    path.write_text(text.replace(":TWIST: 0", ":CELL: 15.2 15.2 15.2", 1))
+    with pytest.raises(FormatError, match="cell moves"):
+        read_aimd(path, atoms)
+    path.write_text(text.split(":MDSTEP:")[0])
+    with pytest.raises(FormatError, match="no steps"):
+        read_aimd(path, atoms)
+    path.write_text(text)
+    with pytest.raises(FormatError, match=r"x\.ion|x\.inpt"):
+        read_aimd(path)
+
+
+@pytest.mark.parametrize(("suffix", "reader"), [("out", read_out), ("static", read_static), ("eigen", read_eigen)])
+def test_damaged_outputs(files, tmp_path, suffix, reader):
+    text = (files / f"al32_m030.{suffix}").read_text()
+    path = tmp_path / f"x.{suffix}"
+    cuts = [0, 60, len(text) // 3, len(text) // 2] + ([len(text) - 3] if suffix != "out" else [])
+    for cut in cuts:
+        # A cut at the end of a line of a table of one k-point leaves a table.
+        path.write_text(text[:cut].rstrip("\n"))
+        with pytest.raises(FormatError) as caught:
+            reader(path)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(np.random.default_rng(0).bytes(2000))
+    with pytest.raises(FormatError):
+        reader(path)
+    with pytest.raises(FormatError, match="check the name"):
+        reader(tmp_path / "none")
+
+
+# -- inputs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed():
+    """Si and Al in turn, in a triclinic cell; positions outside of it."""
+    cell = np.array([[5.1, 0.3, 0.0], [0.4, 5.5, 0.2], [-0.3, 0.6, 6.0]])
+    fractions = np.array([[0.1, 0.2, 0.3], [0.6, 0.7, 1.2], [0.4, -0.45, 0.8], [0.9, 0.1, 0.75]])
+    return Structure(fractions @ cell, np.array([14, 13, 14, 13]), cell, np.array([True, True, True]))
+
+
+def test_inputs_say_what_was_asked(mixed, tmp_path):
+    settings = DFTSettings(kmesh=KMesh((2, 3, 4), (0.25, 0, 0.5)), grid=(20, 21, 24), smearing_hartree=0.003)
+    (tmp_path / "x.inpt").write_text(inpt_text(mixed, settings))
+    found = read_inpt(tmp_path / "x.inpt")
+    np.testing.assert_allclose(found.cell, mixed.cell, atol=1e-12)
+    for key, value in {
+        "FD_GRID": "20 21 24",
+        "KPOINT_GRID": "2 3 4",
+        "KPOINT_SHIFT": "0.25 0 0.5",
+        "SMEARING": "0.003",
+        "ELEC_TEMP_TYPE": "fermi-dirac",
+        "EXCHANGE_CORRELATION": "GGA_PBE",
+        "PRINT_DENSITY": "1",
+        "PRINT_EIGEN": "1",
+        "PRINT_FORCES": "1",
+        "BC": "P P P",
+        "SPIN_TYP": "0",
+    }.items():
+        assert " ".join(found.values[key]) == value, key
+    assert "MESH_SPACING" not in found.values
+    assert "MD_FLAG" not in found.values
+    (tmp_path / "x.ion").write_text(ion_text(mixed, {"Si": "Si.psp8", "Al": "Al.psp8"}))
+    atoms = read_structure(tmp_path / "x")
+    order = ion_order(mixed)
+    assert order.tolist() == [0, 2, 1, 3]
+    np.testing.assert_allclose(atoms.positions, mixed.positions[order], atol=1e-12)
+    assert atoms.numbers.tolist() == [14, 14, 13, 13]
+    # An even mesh with Gamma in it: the shift stands there, or SPARC would take half a step.
+    text = inpt_text(mixed, DFTSettings(kmesh=KMesh((2, 2, 2)), grid=(20, 20, 20)))
+    assert "KPOINT_SHIFT: 0 0 0\n" in text
+    text = inpt_text(mixed, settings, spacing=0.3 * BOHR, more={"fd_order": 14})
+    assert "MESH_SPACING: 0.3\n" in text
+    assert "FD_GRID" not in text
+    assert "FD_ORDER: 14\n" in text
+
+
+def test_inputs_of_dynamics_and_one_shot(mixed, tmp_path):
+    settings = DFTSettings(kmesh=KMesh(), grid=(20, 20, 20))
+    path = tmp_path / "x.inpt"
+    path.write_text(inpt_text(mixed, settings, dynamics=Dynamics(631.5, 20, 2.0, temperature_end=900, reseed=True)))
+    values = {key: " ".join(words) for key, words in read_inpt(path).values.items()}
+    assert values["MD_METHOD"] == "NVT_NH"
+    assert (values["MD_NSTEP"], values["MD_TIMESTEP"], values["ION_VEL_DSTR_RAND"]) == ("20", "2", "1")
+    assert (values["ION_TEMP"], values["ION_TEMP_END"]) == ("631.5", "900")
+    path.write_text(inpt_text(mixed, settings, density="a.dens", one_shot=True))
+    values = {key: " ".join(words) for key, words in read_inpt(path).values.items()}
+    recorded = {key: " ".join(words) for key, words in read_inpt(DATA / "hf_rt25.inpt").values.items()}
+    for key in ("READ_INIT_DENS", "MAXIT_SCF", "MINIT_SCF", "RHO_TRIGGER", "MIXING_VARIABLE", "PRINT_FORCES"):
+        assert values[key] == recorded[key], key
+    assert values["INPUT_DENS_FILE"] == "a.dens"
+    with pytest.raises(SettingsError, match="needs a density"):
+        inpt_text(mixed, settings, one_shot=True)
+    with pytest.raises(SettingsError, match="temperature 0"):
+        Dynamics(0, 10)
+    with pytest.raises(SettingsError, match="timestep"):
+        Dynamics(300, 10, np.nan)
+
+
+# -- the engine -------------------------------------------------------------------------------------------------
+
+
+def psp8(path, number, valence):
+    path.write_text(f"{number}  ONCVPSP-3.3.0\n  {number}.0  {valence}.0  190101  zatom,zion,pspd\n  8 11 1 4 600 0\n")
+
+
+@pytest.fixture
+def setup(tmp_path, monkeypatch, files):
+    """An engine that runs the stand-in, the structure of its recorded output, and what the stand-in saw."""
+    pseudos = tmp_path / "with a space"
+    pseudos.mkdir()
+    psp8(pseudos / "13_Al_3_1.9_1.9_pbe_n_v1.0.psp8", 13, 3)
+    psp8(pseudos / "Si.psp8", 14, 4)
+    log = tmp_path / "log.json"
+    fake = Path(__file__).parent / "fake_sparc.py"
+    monkeypatch.setenv("GPURHO_SPARC", f"{sys.executable} {fake} {DATA} {log}")
+    monkeypatch.delenv("SPARC_PSP_PATH", raising=False)
+    monkeypatch.delenv("FAKE_SPARC", raising=False)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    engine = make_engine("sparc", pseudos=pseudos, scratch=scratch)
+    atoms = read_structure(files / "al32_m030")
+    settings = DFTSettings(kmesh=KMesh(), grid=(51, 51, 51), tolerance=1e-5)
+    yield engine, atoms, settings, lambda: json.loads(log.read_text())
+    assert not list(scratch.iterdir()), "a folder of the run was left behind"
+
+
+def test_ground_state(setup, files):
+    engine, atoms, settings, seen = setup
+    label = engine.ground_state(atoms, settings)
+    assert isinstance(engine, SparcEngine)
+    assert label.engine == "SPARC December 03, 2025"
+    assert label.electrons == 96
+    assert label.density.mean() * atoms.volume == pytest.approx(96, abs=1e-10)
+    np.testing.assert_allclose(label.density, read_density(files / "al32_m030.dens").mean, rtol=3e-7)
+    energies = label.energies
+    assert energies.free_energy / HARTREE == pytest.approx(-73.71961137138220, abs=1e-12)
+    assert energies.energy - energies.free_energy == pytest.approx(0.5 * 8.4587228598e-3 * HARTREE, abs=1e-9)
+    assert energies.weights.tolist() == [1.0]
+    np.testing.assert_array_equal(label.forces, read_static(files / "al32_m030.static").forces)
+    assert (label.iterations, label.settings.grid) == (29, (51, 51, 51))
+    saw = seen()
+    assert saw["inputs"]["FD_GRID"] == ["51", "51", "51"]
+    assert saw["inputs"]["TOL_SCF"] == ["1e-05"]
+    assert saw["threads"] == "1"
+    np.testing.assert_allclose(saw["types"][0]["fractions"], atoms.positions / (15.2 * BOHR), atol=1e-13)
+    assert "density" not in saw
+
+
+def test_ground_state_from_a_density(setup):
+    engine, atoms, settings, seen = setup
+    grid = (30, 32, 36)
+    x, y, _ = np.meshgrid(*(np.arange(n) / n * 2 * np.pi for n in grid), indexing="ij")
+    density = (96 / atoms.volume) * 1.1 * (1 + 1.5 * np.cos(x) * np.cos(2 * y))
+    engine.ground_state(atoms, settings, density)
+    saw = seen()["density"]
+    assert saw["counts"] == [51, 51, 51]
+    np.testing.assert_allclose(saw["steps"], np.eye(3) * 15.2 / 51, atol=1e-11)
+    assert saw["integral"] == pytest.approx(96, abs=1e-8)
+    assert saw["smallest"] == 0
+    assert seen()["inputs"]["READ_INIT_DENS"] == ["1"]
+    assert seen()["inputs"]["MAXIT_SCF"] == ["100"]
+
+
+def test_one_shot(setup):
+    engine, atoms, _, seen = setup
+    density = np.full((38, 38, 38), 96.5 / atoms.volume)
+    found = engine.one_shot(atoms, density, DFTSettings(kmesh=KMesh(), grid=(38, 38, 38)))
+    assert found.free_energy / HARTREE == pytest.approx(-73.72036450799942, abs=1e-12)
+    assert found.xc / HARTREE == pytest.approx(-35.061772218, abs=1e-9)
+    assert found.fermi_level / HARTREE == pytest.approx(0.19678621801, abs=1e-11)
+    assert found.electrons_given == pytest.approx(96.5)
+    assert found.electrons == 96
+    assert found.eigenvalues.shape == (1, 62)
+    saw = seen()
+    assert saw["inputs"]["MAXIT_SCF"] == ["1"]
+    assert saw["density"]["integral"] == pytest.approx(96, abs=1e-8)
+
+
+def test_spacing(setup, tmp_path):
+    _, atoms, settings, seen = setup
+    coarse = SparcEngine(
+        pseudos={"Al": tmp_path / "with a space" / "13_Al_3_1.9_1.9_pbe_n_v1.0.psp8"}, spacing=0.3 * BOHR
+    )
+    assert coarse.ground_state(atoms, settings).settings.grid == (51, 51, 51)
+    assert seen()["inputs"]["MESH_SPACING"] == ["0.3"]
+    assert "FD_GRID" not in seen()["inputs"]
+    # A density must lie on SPARC's own grid, so that grid is then named.
+    coarse.ground_state(atoms, settings, np.full((20, 20, 20), 96 / atoms.volume))
+    assert seen()["inputs"]["FD_GRID"] == ["51", "51", "51"]
+    assert seen()["density"]["counts"] == [51, 51, 51]
+    with pytest.raises(SettingsError, match="spacing"):
+        SparcEngine(pseudos=tmp_path, spacing=-1)
+
+
+def test_dynamics(setup, files):
+    engine, atoms, settings, seen = setup
+    run = engine.dynamics(atoms, settings, Dynamics(631.554, 6))
+    want = read_aimd(files / "al32_m040_md.aimd")
+    assert len(run.steps) == 6
+    assert run.converged == (True,) * 6
+    np.testing.assert_array_equal(run.steps[5].structure.positions, want[5].structure.positions)
+    np.testing.assert_array_equal(run.steps[5].forces, want[5].forces)
+    assert run.density.shape == (38, 38, 38)
+    assert run.density.mean() * atoms.volume == pytest.approx(96, abs=1e-10)
+    with pytest.raises(EngineError, match="6 of 7 steps"):
+        engine.dynamics(atoms, settings, Dynamics(631.554, 7))
+    assert seen()["inputs"]["MD_NSTEP"] == ["7"]
+    assert seen()["inputs"]["ION_TEMP"] == ["631.554"]
+
+
+def test_order_of_atoms_comes_back(mixed):
+    """Rows of SPARC's order go back to the atoms that they belong to."""
+    from gpurho.dft import sparc
+
+    order = ion_order(mixed)
+    rows = np.arange(12.0).reshape(4, 3)
+    np.testing.assert_array_equal(sparc._unsorted(mixed, rows[order]), rows)
+
+
+@pytest.mark.parametrize(
+    ("fail", "error", "reason"),
+    [
+        ("crash", EngineError, r"exit code 1\): ERROR: Cannot read the pseudopotential!$"),
+        ("silent", EngineError, r"exit code 0\): no output"),
+        ("cut out", EngineError, "has no end"),
+        ("cut static", EngineError, "static"),
+        ("cut eigen", EngineError, "eigen"),
+        ("cut dens", EngineError, "dens"),
+        ("unconverged", ConvergenceError, r"Al32: no self-consistency in 29 steps \(residual 6.3e-06\)"),
+    ],
+)
+def test_failures(setup, monkeypatch, fail, error, reason):
+    engine, atoms, settings, _ = setup
+    monkeypatch.setenv("FAKE_SPARC", fail)
+    with pytest.raises(error, match=reason) as caught:
+        engine.ground_state(atoms, settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_output_of_other_atoms(setup):
+    engine, atoms, settings, _ = setup
+    moved = Structure(atoms.positions + np.array([0.001, 0, 0]), atoms.numbers, atoms.cell, atoms.pbc)
+    with pytest.raises(EngineError, match="elsewhere"):
+        engine.ground_state(moved, settings)
+    wide = Structure(atoms.positions, atoms.numbers, atoms.cell * 1.01, atoms.pbc)
+    with pytest.raises(EngineError, match="another cell"):
+        engine.ground_state(wide, settings)
+    fewer = Structure(atoms.positions[1:], atoms.numbers[1:], atoms.cell, atoms.pbc)
+    with pytest.raises(EngineError, match="32 atoms and 96 electrons, the structure 31 and 93"):
+        engine.ground_state(fewer, settings)
+    with pytest.raises(EngineError, match="k-points"):
+        engine.ground_state(atoms, DFTSettings(kmesh=KMesh((1, 1, 1), (0.5, 0, 0)), grid=(51, 51, 51)))
+
+
+def test_structures_that_it_cannot_do(setup, tmp_path):
+    engine, atoms, settings, _ = setup
+    pseudos = tmp_path / "with a space"
+    cell, pbc = atoms.cell, [True] * 3
+
+    def refused(error, reason, positions=((1.0, 1, 1),), numbers=(13,), cell=cell, pbc=pbc):
+        with pytest.raises(error, match=reason):
+            engine.ground_state(Structure(np.array(positions), np.array(numbers), cell, np.array(pbc)), settings)
+
+    refused(UnknownSpeciesError, "no psp8 file for Ge", numbers=(32,))
+    refused(StructureError, "0.1 angstrom apart", positions=((1, 1, 1), (1.1, 1, 1)), numbers=(13, 13))
+    refused(StructureError, "pbc", pbc=[True, True, False])
+    refused(StructureError, "left-handed", cell=cell[[1, 0, 2]])
+    refused(StructureError, "compact", cell=np.diag([4.0, 4, 90]))
+    shutil.copy(pseudos / "Si.psp8", pseudos / "32_Ge_4.psp8")
+    refused(EngineError, "pseudopotential of Si, not Ge", numbers=(32,))
+    psp8(pseudos / "Ge.psp8", 32, 4)
+    refused(EngineError, "several psp8 files for Ge", numbers=(32,))
+    (pseudos / "14_Si_4.txt").write_text("not this one")
+    (pseudos / "Si.psp8").write_text("nothing\n")
+    refused(FormatError, "Si.psp8", numbers=(14,))
+    with pytest.raises(StructureError, match="belong together"):
+        engine.one_shot(atoms, np.full((20, 20, 20), 1.0), settings)
+
+
+def test_psp8(tmp_path):
+    psp8(tmp_path / "a.psp8", 32, 14)
+    assert read_psp8(tmp_path / "a.psp8") == (32, 14.0)
+    text = (tmp_path / "a.psp8").read_text()
+    for wrong in (text.replace("  8 11", " 10 11"), text.replace("14.0", "99.0"), "", text.replace("32.0", "x")):
+        (tmp_path / "a.psp8").write_text(wrong)
+        with pytest.raises(FormatError, match=re.escape(str(tmp_path / "a.psp8"))):
+            read_psp8(tmp_path / "a.psp8")
+
+
+def test_what_is_missing_is_told(tmp_path, monkeypatch):
+    for name in ("GPURHO_SPARC", "SPARC_PSP_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingDependencyError, match=r"'sparc' is not there; .*GPURHO_SPARC"):
+        SparcEngine(pseudos=tmp_path)
+    with pytest.raises(MissingDependencyError, match="/nowhere/sparc"):
+        SparcEngine(pseudos=tmp_path, command="/nowhere/sparc -x")
+    program = tmp_path / "sparc"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    with pytest.raises(EngineError, match="SPARC_PSP_PATH"):
+        SparcEngine()
+    with pytest.raises(EngineError, match="/nowhere is not there"):
+        SparcEngine(pseudos="/nowhere")
+    with pytest.raises(EngineError, match=r"Al, /nowhere/Al\.psp8"):
+        SparcEngine(pseudos={"Al": "/nowhere/Al.psp8"})
+    monkeypatch.setenv("SPARC_PSP_PATH", str(tmp_path))
+    assert SparcEngine().command == [str(program)]
+    assert SparcEngine(processes=4).command == ["mpirun", "-n", "4", str(program)]
