@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from numpy.typing import NDArray
 
 from gpurho.dft.base import DFTSettings, Energies, KMesh, Label, check_density, check_structure
 from gpurho.dft.grids import atomic_superposition, fourier_resample
-from gpurho.errors import ConvergenceError, EngineError, GpurhoError, MissingDependencyError, SettingsError
+from gpurho.errors import ConvergenceError, EngineError, GpurhoError, MissingDependencyError
 from gpurho.structure import Structure
-from gpurho.units import BOHR, HARTREE, PER_ANGSTROM3, PER_BOHR3
+from gpurho.units import HARTREE, PER_ANGSTROM3, PER_BOHR3
 
 REMEDY = "install it with pip install 'gpurho[dft]', after Debian's libxc-dev and libopenblas-dev (GPAW is compiled)"
 
@@ -50,7 +51,7 @@ class GpawEngine:
 
     def __init__(self, txt: str | PathLike[str] | None = None, mixer: dict[str, Any] | None = None) -> None:
         import_gpaw()
-        self.txt = txt
+        self.txt = None if txt is None else Path(txt)
         self.mixer = mixer or {"name": "pulay", "beta": 0.1, "nmaxold": 8, "weight": 50.0}
 
     def ground_state(
@@ -60,7 +61,7 @@ class GpawEngine:
         started = time.perf_counter()
         electrons = check_structure(structure)
         settings = settings.at(structure)
-        shape = settings.shape(structure)
+        shape = settings.fft_shape(structure)
         if density is None:
             start = atomic_superposition(structure, shape)
         else:
@@ -68,7 +69,7 @@ class GpawEngine:
         dft, reported = self._solve(structure, settings, start, electrons, fixed=False)
         with _failures(structure, settings):
             forces = np.array(dft.calculate_forces()) if settings.forces else None
-        field = np.array(dft.density.nt_sR.data[0]) * PER_BOHR3
+        field = fourier_resample(_field(dft), settings.shape(structure))
         field *= electrons / (field.mean() * structure.volume)
         return Label(
             structure=structure,
@@ -94,7 +95,7 @@ class GpawEngine:
         rescaled = check_density(structure, density, electrons)
         given = float(np.mean(density, dtype=np.float64)) * structure.volume
         settings = settings.at(structure)
-        field = fourier_resample(rescaled, settings.shape(structure))
+        field = fourier_resample(rescaled, settings.fft_shape(structure))
         dft, reported = self._solve(structure, settings, field, electrons, fixed=True)
         return _energies(dft, reported, len(structure), electrons, given)
 
@@ -103,7 +104,6 @@ class GpawEngine:
     ) -> tuple[Any, int]:
         """A finished calculation and its number of bands to report; `density` is kept where `fixed`."""
         with _failures(structure, settings):
-            _check_grid(structure, settings)
             # Bands up to some 15 kT above the Fermi level, in a metal about a tenth of the occupied ones.
             bands = int(np.ceil(0.5 * electrons * 1.1)) + 2
             while True:
@@ -113,7 +113,7 @@ class GpawEngine:
                     return dft, bands
                 bands = int(1.3 * bands) + 2
                 if not fixed:
-                    density = np.array(dft.density.nt_sR.data[0]) * PER_BOHR3
+                    density = _field(dft)
 
     def _run(
         self, structure: Structure, settings: DFTSettings, density: NDArray[np.float64], bands: int, fixed: bool
@@ -136,9 +136,9 @@ class GpawEngine:
                 "energy": max(tolerance, 1e-8),
             }
         parameters = Parameters(
-            mode={"name": "pw", "ecut": settings.cutoff},
+            mode={"name": "pw", "ecut": settings.energy_cutoff(structure)},
             xc=settings.xc,
-            gpts=list(settings.shape(structure)),
+            gpts=list(density.shape),
             kpts=full_mesh(settings.mesh(structure)),
             symmetry={"point_group": False},
             setups={symbol: gth_setup(symbol) for symbol in structure.symbols},
@@ -152,94 +152,78 @@ class GpawEngine:
         )
         atoms = structure.to_ase()
         log = Logger(self.txt, world)
-        try:
-            builder = parameters.dft_component_builder(atoms, log=log, comm=world)
-            basis = builder.create_basis_set()
-            # The Hamiltonian has a plan of Fourier transforms that the rest shares: the loop comes first.
-            loop = builder.create_scf_loop()
-            calculator = builder.create_potential_calculator()
-            field = builder.density_from_superposition(basis)
-            field.nt_sR.data[0] = density * PER_ANGSTROM3
-            field.normalize(0.0)
-            potential, energies, _ = calculator.calculate_without_orbitals(field)
-            waves = builder.create_ibz_wave_functions(basis, potential)
-            if fixed:
-                loop.update_density_and_potential = False
-                for criterion in ("energy", "density"):
-                    loop.convergence.pop(criterion)
-            dft = DFT.from_components(
-                atoms,
-                waves,
-                field,
-                potential,
-                builder.setups,
-                loop,
-                calculator,
-                log,
-                params=parameters,
-                energies=energies,
-                converge=False,
-            )
-            dft.converge()
-            # Forces, asked for later, write to the log too.
-            dft.log = log if self.txt is not None else Logger(None, world)
-            return dft
-        except BaseException:
-            log.close()
-            raise
+        builder = parameters.dft_component_builder(atoms, log=log, comm=world)
+        basis = builder.create_basis_set()
+        # The Hamiltonian has a plan of Fourier transforms that the rest shares: the loop comes first.
+        loop = builder.create_scf_loop()
+        calculator = builder.create_potential_calculator()
+        field = builder.density_from_superposition(basis)
+        field.nt_sR.data[0] = density * PER_ANGSTROM3
+        field.normalize(0.0)
+        potential, energies, _ = calculator.calculate_without_orbitals(field)
+        waves = builder.create_ibz_wave_functions(basis, potential)
+        if fixed:
+            loop.update_density_and_potential = False
+            for criterion in ("energy", "density"):
+                loop.convergence.pop(criterion)
+        dft = DFT.from_components(
+            atoms,
+            waves,
+            field,
+            potential,
+            builder.setups,
+            loop,
+            calculator,
+            log,
+            params=parameters,
+            energies=energies,
+            converge=False,
+        )
+        dft.converge()
+        return dft
 
 
 def import_gpaw() -> None:
     """Raise `MissingDependencyError` where GPAW's new interface is not there."""
     try:
-        with _failures(None, None):
-            import gpaw.dft
-            import gpaw.new.calculation  # noqa: F401
+        import gpaw.dft
+        import gpaw.new.calculation  # noqa: F401
     except ImportError as error:
-        if isinstance(error, MissingDependencyError):
-            raise
         raise MissingDependencyError(f"the engine 'gpaw' needs GPAW 26.7 or newer ({error}); {REMEDY}") from None
 
 
-def full_mesh(mesh: KMesh) -> NDArray[np.float64]:
-    """All points of a mesh (n, 3); GPAW finds the pairs k, -k itself and takes one of each."""
+def full_mesh(mesh: KMesh) -> list[list[float]]:
+    """All points of a mesh; GPAW finds the pairs k, -k itself and takes one of each."""
     points, weights = mesh.points()
     twice = np.round(weights * np.prod(mesh.size)) > 1
-    return np.concatenate([points, -points[twice]])
-
-
-def _check_grid(structure: Structure, settings: DFTSettings) -> None:
-    """Refuse a grid that cannot hold the wave functions."""
-    reach = np.sqrt(2.0 * settings.cutoff / HARTREE) / BOHR
-    for n, length in zip(settings.shape(structure), np.linalg.norm(structure.cell, axis=1), strict=True):
-        need = int(2 * reach * length / (2 * np.pi)) + 1
-        if n < need:
-            raise SettingsError(
-                f"grid {settings.grid} is too coarse for the wave functions of {settings.cutoff:g} eV; give {need}"
-                f" points or more along {length:.4g} angstrom, twice that for the whole density"
-            )
+    return np.concatenate([points, -points[twice]]).tolist()
 
 
 @contextmanager
-def _failures(structure: Structure | None, settings: DFTSettings | None) -> Iterator[None]:
-    """GPAW's errors as ours, and its warnings heard: those that say that results may be wrong are errors."""
+def _failures(structure: Structure, settings: DFTSettings) -> Iterator[None]:
+    """GPAW's errors as ours, and its warnings heard: one that says that results may be wrong is an error."""
+    from gpaw import KohnShamConvergenceError
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_HARMLESS)
         warnings.filterwarnings("error", message="The angles between your unit-cell vectors")
         try:
             yield
-        except (GpurhoError, ImportError, MemoryError, OSError):
+        except (GpurhoError, MemoryError, OSError):
             raise
+        except KohnShamConvergenceError:
+            raise ConvergenceError(
+                f"GPAW did not converge {structure.to_ase().get_chemical_formula()} (tolerance {settings.tolerance:g})"
+                f" in {settings.max_iterations} steps; raise max_iterations, the tolerance or the smearing"
+            ) from None
         except Exception as error:  # each part of GPAW and of the libraries below it fails in its own way
-            from gpaw import KohnShamConvergenceError
-
-            if isinstance(error, KohnShamConvergenceError) and settings is not None and structure is not None:
-                raise ConvergenceError(
-                    f"GPAW did not converge {len(structure)} atoms to {settings.tolerance:g} electrons per electron in"
-                    f" {settings.max_iterations} steps; give more max_iterations, a larger tolerance or smearing"
-                ) from None
             reason = " ".join((str(error) or type(error).__name__).split())
             raise EngineError(f"GPAW failed: {reason[:300]}; check the structure, or pass txt= for its log") from error
+
+
+def _field(dft: Any) -> NDArray[np.float64]:
+    """The density of a calculation on its own grid, e/angstrom^3."""
+    return np.array(dft.density.nt_sR.data[0], dtype=np.float64) * PER_BOHR3
 
 
 def _energies(dft: Any, bands: int, n_atoms: int, electrons: float, given: float) -> Energies:
