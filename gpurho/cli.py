@@ -122,8 +122,9 @@ def _build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="as JSON")
     evaluate.set_defaults(run=_evaluate)
 
-    from gpurho.pipelines import converge, label, sample
+    from gpurho.pipelines import build, converge, label, sample
 
+    build.add_parser(commands)
     sample.add_parser(commands)
     label.add_parser(commands)
     converge.add_parser(commands)

@@ -39,8 +39,15 @@ def write_structures(path: Path, frames: Sequence[Atoms], overwrite: bool = Fals
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         write(temporary, list(frames), format=filetype(path.name, read=False))
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise StoreError(f"{path} cannot be written ({error.strerror})") from None
+    except Exception as error:  # each of ASE's many writers fails in its own way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise StoreError(
+            f"{path} cannot be written: {reason}; give a name that ASE knows, for instance *.xyz"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)

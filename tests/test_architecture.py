@@ -24,11 +24,12 @@ LAYERS = [
     {"errors", "units"},
     {"kernels"},
     {"structure"},
-    {"builders", "grid", "partition"},
+    {"builders", "defects", "_fcc", "grid", "partition"},
     {"neighbors", "_neighbor_providers", "descriptors"},
     {"domain", "layers", "uncertainty", "evaluator", "modelspec", "model", "data"},
     {"fields", "sections", "peratom", "metrics"},
-    {"density", "densityfile", "journal", "store", "formats", "plotting", "datasets"},
+    {"density", "densityfile", "journal", "store", "plotting", "datasets"}
+    | {"formats", "formats_cube", "formats_vasp", "formats_xsf", "formats_sparc", "_textfields"},
     {"dft", "sampling", "labelstore", "energy", "eos", "trainingset", "training"},
     {"pipelines", "cli", "__main__"},
 ]
