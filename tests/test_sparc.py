@@ -327,10 +327,10 @@ def test_damaged_outputs(files, tmp_path, suffix, reader):
 
 @pytest.fixture
 def mixed():
-    """Si and Al in turn, in a triclinic cell; positions outside of it."""
+    """Si and Al, not in order, in a triclinic cell; positions outside of it."""
     cell = np.array([[5.1, 0.3, 0.0], [0.4, 5.5, 0.2], [-0.3, 0.6, 6.0]])
     fractions = np.array([[0.1, 0.2, 0.3], [0.6, 0.7, 1.2], [0.4, -0.45, 0.8], [0.9, 0.1, 0.75]])
-    return Structure(fractions @ cell, np.array([14, 13, 14, 13]), cell, np.array([True, True, True]))
+    return Structure(fractions @ cell, np.array([14, 13, 13, 14]), cell, np.array([True, True, True]))
 
 
 def test_inputs_say_what_was_asked(mixed, tmp_path):
@@ -357,7 +357,7 @@ def test_inputs_say_what_was_asked(mixed, tmp_path):
     (tmp_path / "x.ion").write_text(ion_text(mixed, {"Si": "Si.psp8", "Al": "Al.psp8"}))
     atoms = read_structure(tmp_path / "x")
     order = ion_order(mixed)
-    assert order.tolist() == [0, 2, 1, 3]
+    assert order.tolist() == [0, 3, 1, 2]
     np.testing.assert_allclose(atoms.positions, mixed.positions[order], atol=1e-12)
     assert atoms.numbers.tolist() == [14, 14, 13, 13]
     # An even mesh with Gamma in it: the shift stands there, or SPARC would take half a step.
