@@ -137,9 +137,9 @@ def eos_scan(
 
 
 def eos_of_dataset(path: Path, form: str = "birchmurnaghan") -> list[EosRow]:
-    """Equations of state of the labels in a data set: one for each engine, k-mesh, cutoff, composition and cell size.
+    """Equations of state of the labels in a data set: one for each family, composition, k-mesh, cutoff and engine.
 
-    Groups of fewer than four volumes are left out.
+    Groups of fewer than four volumes, or without a minimum (thermal snapshots, for instance), are left out.
 
     Raises
     ------
@@ -149,30 +149,39 @@ def eos_of_dataset(path: Path, form: str = "birchmurnaghan") -> list[EosRow]:
     from gpurho.datasets import open_dataset
 
     groups: dict[str, list[tuple[float, float, Structure]]] = {}
-    data = open_dataset(path)
-    for i, snapshot in enumerate(data):
+    for i, snapshot in enumerate(open_dataset(path)):
         meta, s = snapshot.meta, snapshot.structure
         energy = meta.get("free_energy_ev")
         if energy is None and "energy_free_hartree" in meta:
             energy = meta["energy_free_hartree"] * HARTREE
         if energy is None or not np.isfinite(energy):
             raise DatasetError(f"{path}: snapshot {i} has no free energy; label it with gpurho label")
-        mesh = "x".join(map(str, np.ravel(meta.get("kpts", ["?"]))))
-        shift = [f"{x:g}" for x in np.ravel(meta.get("k_shift", [])) if x]
-        cutoff = f", {meta['cutoff_ev']:g} eV" if "cutoff_ev" in meta else ""
-        formula = s.to_ase().get_chemical_formula()
-        name = f"{formula}, {mesh}{f' shifted by {shift[0]}' if shift else ''}{cutoff}, {meta.get('engine', '?')}"
-        groups.setdefault(name, []).append((s.volume / len(s), energy / len(s), s))
-    rows = [
-        EosRow(name, fit_eos([v for v, _, _ in points], [e for _, e, _ in points], form), cubic_cell(points[0][2]))
-        for name, points in groups.items()
-        if len({round(v, 8) for v, _, _ in points}) >= 4
-    ]
+        groups.setdefault(_kind(s, meta), []).append((s.volume / len(s), energy / len(s), s))
+    rows, reasons = [], ["no four labels of one kind at different volumes"]
+    for name, points in groups.items():
+        if len({round(v, 8) for v, _, _ in points}) < 4:
+            continue
+        try:
+            fit = fit_eos([v for v, _, _ in points], [e for _, e, _ in points], form)
+        except SettingsError as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        rows.append(EosRow(name, fit, cubic_cell(points[0][2])))
     if not rows:
-        raise DatasetError(
-            f"{path}: no four labels of one kind at different volumes; label a scan of lattice parameters"
-        )
+        raise DatasetError(f"{path}: {reasons[-1]}; label a scan of lattice parameters")
     return rows
+
+
+def _kind(structure: Structure, meta: dict[str, Any]) -> str:
+    """What labels on one curve have in common."""
+    mesh = "x".join(map(str, np.ravel(meta.get("kpts", ["?"]))))
+    shift = [f"{x:g}" for x in np.ravel(meta.get("k_shift", [])) if x]
+    parts = [structure.to_ase().get_chemical_formula(), mesh + (f" shifted by {shift[0]}" if shift else "")]
+    if meta.get("family") not in (None, parts[0]):
+        parts.insert(0, str(meta["family"]))
+    if "cutoff_ev" in meta:
+        parts.append(f"{meta['cutoff_ev']:g} eV")
+    return ", ".join([*parts, str(meta.get("engine", "?"))])
 
 
 def eos_of_frames(frames: Sequence[Atoms], form: str = "birchmurnaghan") -> list[EosRow]:
@@ -294,7 +303,9 @@ def _scan(atoms: Atoms, a: float | None, options: argparse.Namespace) -> list[Eo
         raise SettingsError("--a is for an element; give --scale for a structure file")
     if not 4 <= options.n <= 1000:
         raise SettingsError(f"--n {options.n} cannot be used; give 4 to 1000 points")
-    low, high = options.scale or (options.a[0] / a, options.a[1] / a) if options.scale or options.a else SPAN
+    low, high = options.scale or SPAN
+    if options.a is not None and a is not None:
+        low, high = options.a[0] / a, options.a[1] / a
     if not 0 < low < high:
         raise SettingsError(f"range {low:g} to {high:g} is empty; give the smaller value first")
     per_point = (not options.no_scf) + (options.model is not None)

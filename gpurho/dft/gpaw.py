@@ -28,6 +28,10 @@ MAX_OCCUPATION = 1e-6
 ONE_SHOT_RESIDUAL = 1e-7
 """Squared residual of all reported one-shot eigenstates, eV^2 per electron."""
 
+FOLLOWED, FOLLOW_STEPS = 1e-5, 6
+"""Before self-consistency the wave functions follow the start density: to this squared residual, eV^2 per electron, or
+in so many steps."""
+
 _HARMLESS = r"Using OMP_NUM_THREADS>1 in PW-mode is not useful!"
 
 
@@ -52,7 +56,7 @@ class GpawEngine:
     def __init__(self, txt: str | PathLike[str] | None = None, mixer: dict[str, Any] | None = None) -> None:
         import_gpaw()
         self.txt = None if txt is None else Path(txt)
-        self.mixer = mixer or {"name": "pulay", "beta": 0.1, "nmaxold": 8, "weight": 50.0}
+        self.mixer = mixer or {"name": "pulay", "beta": 0.25, "nmaxold": 10, "weight": 50.0}
 
     def ground_state(
         self, structure: Structure, settings: DFTSettings, density: NDArray[np.float64] | None = None
@@ -66,7 +70,7 @@ class GpawEngine:
             start = atomic_superposition(structure, shape)
         else:
             start = fourier_resample(check_density(structure, density, electrons), shape)
-        dft, reported = self._solve(structure, settings, start, electrons, fixed=False)
+        dft, reported, steps = self._solve(structure, settings, start, electrons, fixed=False)
         with _failures(structure, settings):
             forces = np.array(dft.calculate_forces()) if settings.forces else None
         field = fourier_resample(_field(dft), settings.shape(structure))
@@ -79,7 +83,7 @@ class GpawEngine:
             electrons=electrons,
             settings=settings,
             engine=f"gpaw {version('gpaw')}",
-            iterations=int(dft.scf_loop.niter),
+            iterations=steps,
             seconds=time.perf_counter() - started,
         )
 
@@ -96,21 +100,23 @@ class GpawEngine:
         given = float(np.mean(density, dtype=np.float64)) * structure.volume
         settings = settings.at(structure)
         field = fourier_resample(rescaled, settings.fft_shape(structure))
-        dft, reported = self._solve(structure, settings, field, electrons, fixed=True)
+        dft, reported, _ = self._solve(structure, settings, field, electrons, fixed=True)
         return _energies(dft, reported, len(structure), electrons, given)
 
     def _solve(
         self, structure: Structure, settings: DFTSettings, density: NDArray[np.float64], electrons: float, fixed: bool
-    ) -> tuple[Any, int]:
-        """A finished calculation and its number of bands to report; `density` is kept where `fixed`."""
+    ) -> tuple[Any, int, int]:
+        """A finished calculation, its number of bands to report, and its steps; `density` is kept where `fixed`."""
         with _failures(structure, settings):
             # Bands up to some 15 kT above the Fermi level, in a metal about a tenth of the occupied ones.
-            bands = int(np.ceil(0.5 * electrons * 1.1)) + 2
+            bands = int(np.ceil(0.5 * electrons * 1.1)) + 4
+            steps = 0
             while True:
                 dft = self._run(structure, settings, density, bands, fixed)
+                steps += int(dft.scf_loop.niter)
                 occupations = dft.ibzwfs.get_all_eigs_and_occs()[1][0]
                 if occupations[:, bands - 1].max() < MAX_OCCUPATION:
-                    return dft, bands
+                    return dft, bands, steps
                 bands = int(1.3 * bands) + 2
                 if not fixed:
                     density = _field(dft)
@@ -162,8 +168,8 @@ class GpawEngine:
         field.normalize(0.0)
         potential, energies, _ = calculator.calculate_without_orbitals(field)
         waves = builder.create_ibz_wave_functions(basis, potential)
+        loop.update_density_and_potential = False
         if fixed:
-            loop.update_density_and_potential = False
             for criterion in ("energy", "density"):
                 loop.convergence.pop(criterion)
         dft = DFT.from_components(
@@ -179,6 +185,13 @@ class GpawEngine:
             energies=energies,
             converge=False,
         )
+        if not fixed:
+            # The first wave functions are rough; until they follow the density, theirs would be worse than the given.
+            for step, context in enumerate(dft.iconverge(), 1):
+                residual = context.wfs.eigensolver.error * HARTREE**2 / context.wfs.nvalence
+                if residual < FOLLOWED or step == FOLLOW_STEPS:
+                    break
+            loop.update_density_and_potential = True
         dft.converge()
         return dft
 
