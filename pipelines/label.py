@@ -278,7 +278,7 @@ def settings_of(options: argparse.Namespace) -> DFTSettings:
 def add_parser(commands: Any) -> None:
     """The command ``gpurho label``."""
     parser = commands.add_parser("label", help="reference densities by DFT, into an HDF5 data set")
-    parser.add_argument("structures", type=Path, nargs="+", help="files that ASE reads; every frame of each")
+    parser.add_argument("structures", type=Path, nargs="+", help="files that ASE reads: all frames, or FILE@0:10")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="HDF5 data set; resumable")
     parser.add_argument("--engine", default="qe", help="qe, gpaw, sparc, or package.module:Class (%(default)s)")
     parser.add_argument("--workers", type=int, metavar="N", help="calculations at once (default: one for each core)")

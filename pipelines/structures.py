@@ -14,19 +14,26 @@ if TYPE_CHECKING:
 
 
 def read_structures(path: Path) -> list[Atoms]:
-    """Every frame of a file; raises `StructureError` in one line whatever the reader raises."""
+    """Every frame of a file, or those of ``file@start:stop:step`` as ASE has it.
+
+    Raises `StructureError` in one line whatever the reader raises.
+    """
     from ase.io import read
 
+    index = ":"
+    if not path.is_file() and "@" in path.name:
+        name, _, index = path.name.rpartition("@")
+        path = path.with_name(name)
     if not path.is_file():
         raise StructureError(f"structure file {path} does not exist; check the name")
     try:
-        frames = read(path, index=":")
+        frames = read(path, index=index)
     except Exception as error:  # each of ASE's many readers fails in its own way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise StructureError(f"structure file {path} cannot be read: {reason}; give a file that ASE reads") from None
     if not frames:
         raise StructureError(f"structure file {path} holds no structure")
-    return list(frames)
+    return list(frames) if isinstance(frames, list) else [frames]
 
 
 def write_structures(path: Path, frames: Sequence[Atoms], overwrite: bool = False) -> None:

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The DFT engines: .ci/dft.sh PYTHON installs gpurho[dft] there, and on Debian, as root, what it needs from Debian.
+# Without root, or elsewhere, install libxc, OpenBLAS (with headers) and Quantum ESPRESSO by hand first.
+set -euo pipefail
+python=${1:?usage: .ci/dft.sh PYTHON}
+cd "$(dirname "$0")/.."
+debian=(libxc-dev libopenblas-dev quantum-espresso)
+
+if ! dpkg -s "${debian[@]}" > /dev/null 2>&1; then
+    if [[ $(id -u) == 0 ]] && command -v apt-get > /dev/null; then
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update -qq
+        apt-get install -y -qq --no-install-recommends "${debian[@]}" > /dev/null
+    else
+        echo "not installed, and this is not root on Debian: ${debian[*]}" >&2
+    fi
+fi
+"$python" -m pip install --quiet --constraint constraints.txt --editable ".[test,dask,dft]"
