@@ -35,8 +35,8 @@ POTENTIALS = {
 REMEMBERED = 0.1
 """Forces count as forgotten where their autocorrelation stays below this."""
 
-PILOT_STEPS, FRAME = 1000, 5
-"""Steps on which the memory of the forces is measured, and steps from one look to the next."""
+FRAME = 5
+"""Steps from one look at the forces to the next."""
 
 MAX_INTERVAL = 20000
 
@@ -97,6 +97,7 @@ def sample(
     timestep: float = 2.0,
     friction: float = 0.01,
     equilibration: int = 1500,
+    pilot: int = 1000,
     family: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
@@ -120,7 +121,9 @@ def sample(
     timestep : float, fs
     friction : float, 1/fs
     equilibration : int
-        Steps before the first snapshot.
+        Steps before anything is looked at.
+    pilot : int
+        Steps after that, on which the memory of the forces is measured.
     family : str, optional
         Recorded with each snapshot; by default that of `atoms`, or its formula.
     progress : callable (done, total), optional
@@ -142,11 +145,13 @@ def sample(
     low, high = temperatures
     if not (np.isfinite([low, high]).all() and 0 < low <= high <= 20000):
         raise SettingsError(f"temperatures {temperatures!r} K are no range; give two, from above 0 to 20000")
-    if count < 1 or levels < 1 or equilibration < 0 or not 0 < timestep <= 10 or not 0 < friction <= 1:
+    if count < 1 or levels < 1 or equilibration < 0 or pilot < 20 * FRAME:
         raise SettingsError(
-            f"count {count}, levels {levels}, equilibration {equilibration}, timestep {timestep} fs, friction"
-            f" {friction} cannot be used; counts are whole and positive, the timestep at most 10 fs, the friction at most 1 / fs"
+            f"count {count}, levels {levels}, equilibration {equilibration}, pilot {pilot} cannot be used; give counts"
+            f" from 1, steps from 0, a pilot from {20 * FRAME}"
         )
+    if not 0 < timestep <= 10 or not 0 < friction <= 1:
+        raise SettingsError(f"timestep {timestep} fs, friction {friction} / fs: give up to 10 fs and up to 1 / fs")
     levels = min(levels, count)
     name = "calculator" if calculator is not None else resolve_potential(atoms, potential)
     source = calculator if calculator is not None else make_potential(name, atoms)
@@ -158,7 +163,7 @@ def sample(
     for level, (temperature, share) in enumerate(zip(np.linspace(low, high, levels), shares, strict=True)):
         rng = np.random.default_rng(seeds[level])
         found, measured = _trajectory(
-            atoms, source, float(temperature), share, rng, seed, (timestep, friction, equilibration)
+            atoms, source, float(temperature), share, rng, seed, (timestep, friction, equilibration, pilot)
         )
         for index, snapshot in enumerate(found):
             snapshot.info = {
@@ -183,17 +188,17 @@ def _trajectory(
     count: int,
     rng: np.random.Generator,
     seed: int,
-    steps: tuple[float, float, int],
+    steps: tuple[float, float, int, int],
 ) -> tuple[list[Atoms], Decorrelation]:
     from ase.md.langevin import Langevin
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
-    from ase.units import fs
+    from ase.units import fs, kB
 
-    timestep, friction, equilibration = steps
+    timestep, friction, equilibration, pilot = steps
     moving = atoms.copy()
     moving.calc = source
     # Half of the energy goes into the potential: start hot and let the thermostat see to the rest.
-    MaxwellBoltzmannDistribution(moving, temperature_K=2 * temperature, rng=rng)
+    spread = np.sqrt(moving.get_masses() * (kB * (2 * temperature)))
+    moving.set_momenta(rng.standard_normal(size=(len(moving), 3)) * spread[:, None])
     dynamics = Langevin(moving, timestep * fs, temperature_K=temperature, friction=friction / fs, fixcm=False, rng=rng)
     _run(dynamics, moving, equilibration, temperature)
     forces, kinetic = [], []
@@ -203,7 +208,7 @@ def _trajectory(
         kinetic.append(moving.get_temperature())
 
     dynamics.attach(watch, interval=FRAME)
-    _run(dynamics, moving, PILOT_STEPS, temperature)
+    _run(dynamics, moving, pilot, temperature)
     interval = max(200, 3 * FRAME * forgotten_after(np.array(forces)))
     if interval > MAX_INTERVAL:
         raise StructureError(

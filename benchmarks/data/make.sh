@@ -10,10 +10,10 @@ cell() { # NAME KIND OPTIONS...: a starting structure
     local out=structures/$1.start.xyz; shift
     [[ -e $out ]] || gpurho build "$@" --out "$out"
 }
-snapshots() { # NAME START COUNT LEVELS LOW HIGH SEED FAMILY
+snapshots() { # NAME START COUNT LEVELS LOW HIGH SEED FAMILY [POTENTIAL]
     local out=structures/$1.xyz
     [[ -e $out ]] || gpurho sample "structures/$2.start.xyz" --count "$3" --levels "$4" --temperatures "$5" "$6" \
-        --seed "$7" --family "$8" --out "$out"
+        --seed "$7" --family "$8" --potential "${9:-auto}" --out "$out"
 }
 labels() { # NAME.h5 OPTIONS... STRUCTURES...
     local out=$1; shift
@@ -35,8 +35,8 @@ cell sige216 alloy --fractions Si=0.5 Ge=0.5 --repeat 3 3 3 --seed 216
 for s in 1 2 3; do cell sige63_$s vacancy --structure structures/sige64_$s.start.xyz; done
 
 snapshots al32 al32 60 6 315 1866 32 al32
-snapshots al108 al108 15 5 315 1866 108 al108
-snapshots al256 al256 2 2 631 1240 256 al256
+snapshots al108 al108 15 5 315 1866 108 al108 eam-zhou
+snapshots al256 al256 2 2 631 1240 256 al256 eam-zhou
 snapshots al107 al107 3 3 315 933 107 al-vacancy
 snapshots al106 al106 3 3 315 933 106 al-divacancy
 snapshots al32m al32m 3 3 315 1866 95 al-strained
