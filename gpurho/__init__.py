@@ -22,14 +22,22 @@ _EXPORTS = {
     "Grid": "grid",
     "Plan": "pipelines.plan",
     "Structure": "structure",
+    "DFTSettings": "dft.base",
+    "KMesh": "dft.base",
+    "converge": "pipelines.converge",
     "descriptors": "descriptors",
+    "energies": "energy",
+    "label": "pipelines.label",
     "load_model": "model",
     "models": "pipelines.models",
     "plan": "pipelines.plan",
     "predict": "pipelines.predict",
     "region_of": "pipelines.predict",
+    "sample": "sampling",
     "DatasetError": "errors",
+    "ConvergenceError": "errors",
     "DeviceError": "errors",
+    "EngineError": "errors",
     "FormatError": "errors",
     "GpurhoError": "errors",
     "GridError": "errors",
@@ -49,14 +57,20 @@ __all__ = ["__version__", *_EXPORTS]
 if TYPE_CHECKING:
     from gpurho.density import Density as Density
     from gpurho.descriptors import DescriptorSpec as DescriptorSpec
+    from gpurho.dft.base import DFTSettings as DFTSettings
+    from gpurho.dft.base import KMesh as KMesh
+    from gpurho.energy import energies as energies
     from gpurho.grid import Grid as Grid
     from gpurho.model import DensityModel as DensityModel
     from gpurho.model import load_model as load_model
+    from gpurho.pipelines.converge import converge as converge
+    from gpurho.pipelines.label import label as label
     from gpurho.pipelines.models import models as models
     from gpurho.pipelines.plan import Plan as Plan
     from gpurho.pipelines.plan import plan as plan
     from gpurho.pipelines.predict import predict as predict
     from gpurho.pipelines.predict import region_of as region_of
+    from gpurho.sampling import sample as sample
     from gpurho.structure import Structure as Structure
 
     __version__: str

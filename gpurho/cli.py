@@ -122,12 +122,13 @@ def _build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="as JSON")
     evaluate.set_defaults(run=_evaluate)
 
-    from gpurho.pipelines import build, converge, label, sample
+    from gpurho.pipelines import build, converge, energy, label, sample
 
     build.add_parser(commands)
     sample.add_parser(commands)
     label.add_parser(commands)
     converge.add_parser(commands)
+    energy.add_parser(commands)
 
     models = commands.add_parser("models", help="the models that come with the library")
     models.add_argument("--json", action="store_true", help="as JSON, with all that is known of each")

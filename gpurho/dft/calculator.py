@@ -23,7 +23,7 @@ class EngineCalculator(Calculator):
         The k-mesh is fixed at the first structure.
     """
 
-    implemented_properties = ["energy", "free_energy", "forces"]
+    implemented_properties = ["energy", "free_energy", "forces"]  # noqa: RUF012 (as ASE has it)
 
     def __init__(self, engine: str | Engine = "qe", settings: DFTSettings | None = None, **options: Any) -> None:
         super().__init__()
