@@ -150,8 +150,9 @@ class GpawEngine:
             setups={symbol: gth_setup(symbol) for symbol in structure.symbols},
             occupations={"name": "fermi-dirac", "width": settings.smearing_hartree * HARTREE},
             # The highest few bands converge slowly; they are there to speed up the ones below.
-            nbands=bands + max(4, bands // 12),
-            eigensolver={"name": "ppcg", "niter": 4 if fixed else 2},
+            nbands=bands + max(6, bands // 10),
+            # With the potential fixed, many steps at once; else few, because it changes anyway.
+            eigensolver={"name": "ppcg", "niter": 8} if fixed else {"name": "davidson", "niter": 2},
             mixer=self.mixer,
             convergence=convergence,
             maxiter=max(settings.max_iterations, 200) if fixed else settings.max_iterations,
