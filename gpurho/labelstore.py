@@ -135,6 +135,10 @@ class LabelStore:
         """Whether a label is finished."""
         return key in self._finished or self._part(key).is_file()
 
+    def count(self, keys: list[str]) -> int:
+        """How many of `keys` are finished."""
+        return sum(self.done(key) for key in set(keys))
+
     def failure(self, key: str) -> str | None:
         """Why a calculation failed, where it did."""
         try:
@@ -144,8 +148,11 @@ class LabelStore:
 
     def save(self, key: str, snapshot: Snapshot) -> None:
         """Make a label durable."""
-        write_dataset(self._part(key), [snapshot])
-        _sync_folder(self.folder)
+        try:
+            write_dataset(self._part(key), [snapshot])
+            _sync_folder(self.folder)
+        except (DatasetError, OSError) as error:
+            raise StoreError(f"label {key} cannot be kept: {error}") from None
         self._failed(key).unlink(missing_ok=True)
 
     def fail(self, key: str, reason: str, meta: dict[str, Any]) -> None:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpurho.dft.base import DFTSettings, KMesh, check_structure
 from gpurho.dft.engines import make_engine
-from gpurho.errors import GpurhoError, SettingsError
+from gpurho.errors import GpurhoError, SettingsError, StoreError
 from gpurho.labelstore import LabelStore, as_snapshot, label_key
+from gpurho.pipelines.workers import available_cores, run_tasks
 from gpurho.structure import Structure, as_structure
 
 if TYPE_CHECKING:
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
 
 GATHER_SECONDS = 600
 """The data set is brought up to date at least this often."""
-
-CRASHES = 2
-"""Times that a worker may die over one structure before it counts as failed."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,8 @@ def label(
         keys = [task.key for task in tasks]
         computed = 0
         try:
-            for task, outcome in _compute(todo, store, engine, engine_options or {}, settings, workers, progress, keys):
+            compute = partial(_one, out=store.out, engine=engine, options=engine_options or {}, settings=settings)
+            for task, outcome in _compute(todo, store, compute, workers, progress, keys):
                 if isinstance(outcome, str):
                     failures[task.number] = outcome
                 else:
@@ -143,9 +139,7 @@ def _task(number: int, item: Atoms | Structure, settings: DFTSettings, engine: s
 def _compute(
     todo: list[_Task],
     store: LabelStore,
-    engine: str,
-    options: dict[str, Any],
-    settings: DFTSettings,
+    compute: Callable[[_Task], None],
     workers: int | None,
     progress: bool,
     keys: list[str],
@@ -153,82 +147,29 @@ def _compute(
     """Each finished task with None, or the reason why it failed."""
     from tqdm import tqdm
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = max(1, min(workers or cores, len(todo)))
-    crashes: dict[str, int] = {}
     gathered = time.monotonic()
-    bar = tqdm(total=len(todo), desc="label", unit="label", smoothing=0, disable=None if progress else True)
-    context = multiprocessing.get_context("spawn")
-    with bar:
-        while todo:
-            pool = ProcessPoolExecutor(count, context, initializer=_die_with_parent, initargs=(os.getpid(),))
-            running: dict[Future[None], _Task] = {}
-            waiting = list(todo)
-            try:
-                while waiting or running:
-                    # One at a time for each worker: what a dead pool takes with it is then known.
-                    while waiting and len(running) < count:
-                        task = waiting.pop(0)
-                        arguments = (task, store.out, engine, options, settings)
-                        running[pool.submit(_one, *arguments)] = task
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        task = running[future]
-                        error = future.exception()
-                        if isinstance(error, BrokenProcessPool):
-                            raise error
-                        del running[future]
-                        todo.remove(task)
-                        bar.update()
-                        if error is None:
-                            yield task, None
-                        elif isinstance(error, GpurhoError | ArithmeticError | ValueError | RuntimeError | MemoryError):
-                            reason = " ".join((str(error) or type(error).__name__).split())
-                            store.fail(task.key, reason, task.meta)
-                            yield task, reason
-                        else:
-                            raise error
-                    if time.monotonic() - gathered > GATHER_SECONDS:
-                        store.gather(keys)
-                        gathered = time.monotonic()
-            except BrokenProcessPool:
-                for task in running.values():
-                    if store.done(task.key):
-                        todo.remove(task)
-                        bar.update()
-                        yield task, None
-                        continue
-                    crashes[task.key] = crashes.get(task.key, 0) + 1
-                    if crashes[task.key] >= CRASHES:
-                        reason = "its worker was killed, most likely for memory; take fewer workers"
-                        store.fail(task.key, reason, task.meta)
-                        todo.remove(task)
-                        bar.update()
-                        yield task, reason
-                # A structure that shared a pool with the guilty one gets another chance, alone.
-                count = 1 if crashes else count
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in list((getattr(pool, "_processes", None) or {}).values()):
-                    with contextlib.suppress(OSError):
-                        process.terminate()
+    with tqdm(total=len(todo), desc="label", unit="label", smoothing=0, disable=None if progress else True) as bar:
+        for task, error in run_tasks(compute, todo, workers or available_cores()):
+            bar.update()
+            if isinstance(error, StoreError):
+                raise StoreError(
+                    f"{error}; {store.count(keys)} labels are safe: make room and run the same command again"
+                )
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            reason = None if error is None else " ".join((str(error) or type(error).__name__).split())
+            if reason is not None:
+                store.fail(task.key, reason, task.meta)
+            yield task, reason
+            if time.monotonic() - gathered > GATHER_SECONDS:
+                store.gather(keys)
+                gathered = time.monotonic()
 
 
 def _one(task: _Task, out: Path, engine: str, options: dict[str, Any], settings: DFTSettings) -> None:
     """One label, in a worker: computed and made durable there."""
     result = make_engine(engine, **options).ground_state(task.structure, settings)
     LabelStore(out).save(task.key, as_snapshot(result, task.meta, task.key))
-
-
-def _die_with_parent(parent: int) -> None:
-    """Workers of a killed run must not go on: nobody would wait for them."""
-    import ctypes
-    import signal
-    import sys
-
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 # -- command line ---------------------------------------------------------------------------------------------------

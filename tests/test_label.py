@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from ase.io import write
+from ase.io import read, write
 
 from gpurho.datasets import open_dataset
 from gpurho.dft.base import DFTSettings, KMesh
@@ -101,8 +101,9 @@ def test_a_worker_that_dies_costs_only_its_structure(tmp_path):
     result = run(frames(4), out, log, engine_options={"faults": "die:0.002", "seconds": 0.05}, workers=2)
     assert result.computed == 3
     assert "killed" in result.failures[1]
-    ends = Counter(line for line in log.read_text().splitlines() if line.startswith("end"))
-    assert max(ends.values()) == 1
+    lines = Counter(log.read_text().splitlines())
+    assert lines.pop("start 0.002") == 2
+    assert set(lines.values()) == {1}, "work beside the dead worker was repeated"
 
 
 SCRIPT = """
@@ -119,13 +120,20 @@ if __name__ == "__main__":
 def test_five_kills_lose_no_finished_label_and_repeat_none(tmp_path):
     out, log, script, structures = (tmp_path / name for name in ("al.h5", "log", "run.py", "al.xyz"))
     script.write_text(SCRIPT)
-    atoms = frames(24)
+    atoms = frames(40)
     for a in atoms:
         del a.info["nothing"]
     write(structures, atoms)
     command = [sys.executable, str(script), str(structures), str(out), str(log)]
     rng = random.Random(7)
+    names = {
+        label_key(Structure.from_ase(a), SETTINGS, ENGINE): f"{a.positions[0, 0]:.3f}" for a in read(structures, ":")
+    }
     kept: set[str] = set()
+
+    def calls_since(offset):
+        return {line.split()[1] for line in log.read_text()[offset:].splitlines() if line.startswith("start")}
+
     for _ in range(5):
         size = log.stat().st_size if log.exists() else 0
         process = subprocess.Popen(command)
@@ -134,27 +142,24 @@ def test_five_kills_lose_no_finished_label_and_repeat_none(tmp_path):
             if log.exists() and log.stat().st_size > size:
                 break
             time.sleep(0.02)
-        time.sleep(rng.uniform(0.05, 0.6))
+        time.sleep(rng.uniform(0.3, 2.0))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        parts = {p.stem for p in (tmp_path / "al.h5.labels").glob("*.h5")}
+        assert not calls_since(size) & {names[key] for key in kept}, "a finished label was computed again"
+        parts = {p.stem for p in (tmp_path / "al.h5.labels").glob("*.h5") if not p.name.startswith(".")}
         assert kept <= parts, "a finished label was lost"
         kept = parts
     assert kept, "nothing was finished before the last kill: the test shows nothing"
+    assert len(kept) < len(atoms), "all was finished before the last kill: the test shows nothing"
     # Workers must not outlive the run that started them.
     time.sleep(0.5)
     quiet = log.stat().st_size
     time.sleep(0.5)
     assert log.stat().st_size == quiet
     subprocess.run(command, check=True, timeout=120)
+    assert not calls_since(quiet) & {names[key] for key in kept}
     data = open_dataset(out)
-    assert [s.structure.positions[0, 0] for s in data] == pytest.approx([0.001 * (i + 1) for i in range(24)])
-    started = Counter(line.split()[1] for line in log.read_text().splitlines() if line.startswith("start"))
-    for s in data:
-        if s.meta["label_key"] in kept and started[f"{s.structure.positions[0, 0]:.3f}"] > 1:
-            # It may have been cut down in an earlier try, but never after it was durable.
-            ends = [line for line in log.read_text().splitlines() if line == f"end {s.structure.positions[0, 0]:.3f}"]
-            assert len(ends) <= 2
+    assert [s.structure.positions[0, 0] for s in data] == pytest.approx([0.001 * (i + 1) for i in range(len(atoms))])
     assert not (tmp_path / "al.h5.labels").exists()
 
 

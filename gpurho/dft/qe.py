@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -20,6 +16,7 @@ from numpy.typing import NDArray
 
 from gpurho.dft.base import DFTSettings, Energies, Label, check_density, check_structure
 from gpurho.dft.occupations import band_terms, fermi_level
+from gpurho.dft.processes import execute
 from gpurho.dft.qe_files import PwResult, Value, input_text, read_charge, read_result, replace_charge
 from gpurho.dft.upf import upf_text
 from gpurho.errors import ConvergenceError, EngineError, MissingDependencyError
@@ -41,9 +38,6 @@ TAIL = 1e-4
 ERROR_PER_ROOT = 0.04
 """L1 error per electron of a density whose estimated SCF accuracy is 1 Ry per 32 atoms; measured on Al 32: it falls as
 the root of the accuracy (4.9e-4 at 1e-4 Ry, 1.1e-4 at 1e-5 Ry, 4.8e-5 at 1e-6 Ry)."""
-
-
-_LIBC = ctypes.CDLL(None)
 
 
 class QeEngine:
@@ -209,7 +203,7 @@ class QeEngine:
         if self.processes > 1:
             pools = math.gcd(self.processes, len(kmesh.points()[0]))
             command = ["mpirun", "-np", str(self.processes), *command, "-nk", str(pools)]
-        code = _execute(command, folder)
+        code = execute(command, folder, "pw.out", REMEDY)
         output = (folder / "pw.out").read_text(errors="replace")
         result = folder / "gpurho.save" / "data-file-schema.xml"
         if "JOB DONE" not in output or not result.is_file():
@@ -246,34 +240,6 @@ class _Folder(tempfile.TemporaryDirectory[str]):
 
     def __enter__(self) -> Path:  # type: ignore[override]
         return Path(super().__enter__())
-
-
-def _execute(command: list[str], folder: Path) -> int:
-    """Run to the end; the program and its children are stopped when this process is interrupted."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    with open(folder / "pw.out", "w") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=_end_with_parent,
-        )
-        try:
-            return process.wait()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
-
-
-def _end_with_parent() -> None:
-    """In the child: be killed with the process that waits for the result, however that one ends."""
-    if sys.platform == "linux":
-        _LIBC.prctl(1, signal.SIGKILL)
 
 
 def _reason(output: str) -> str:

@@ -19,9 +19,10 @@ from gpurho._textfields import put_rows
 from gpurho.density import Density
 from gpurho.dft.base import MAX_ASPECT, MIN_DISTANCE, DFTSettings, Energies, Label, check_density
 from gpurho.dft.grids import fourier_resample
+from gpurho.dft.processes import execute
 from gpurho.dft.sparc_files import Cycle, Eigen, Output, Static, Step, read_aimd, read_eigen, read_out, read_static
 from gpurho.dft.sparc_inputs import Dynamics, inpt_text, ion_order, ion_text, read_psp8
-from gpurho.dft.sparc_program import Pseudos, execute, find_sparc, reason
+from gpurho.dft.sparc_program import REMEDY, Pseudos, find_sparc, reason
 from gpurho.errors import ConvergenceError, EngineError, FormatError, SettingsError, StructureError
 from gpurho.formats import read_density
 from gpurho.formats_sparc import put_dens_head
@@ -250,7 +251,7 @@ class SparcEngine:
         )
         (folder / f"{STEM}.inpt").write_text(text)
         (folder / f"{STEM}.ion").write_text(ion_text(structure, potentials))
-        code = execute([*self.command, "-name", STEM], folder)
+        code = execute([*self.command, "-name", STEM], folder, "sparc.log", REMEDY)
         if code != 0 or not (folder / f"{STEM}.out").is_file():
             raise EngineError(f"SPARC failed (exit code {code}): {reason(folder / 'sparc.log')}")
 

@@ -6,8 +6,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -80,30 +78,6 @@ class Pseudos:
                 f"{self._folder} has several psp8 files for {symbol} ({names}); pass pseudos= as a file for each symbol"
             )
         return found[0]
-
-
-def execute(command: list[str], folder: Path) -> int:
-    """Run to the end; the program and its children are stopped when this process is interrupted."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    with open(folder / "sparc.log", "w") as log:
-        try:
-            process = subprocess.Popen(
-                command,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise EngineError(f"{command[0]} cannot be started: {error.strerror}; {REMEDY}") from None
-        try:
-            return process.wait()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
 
 
 def reason(log: Path) -> str:
