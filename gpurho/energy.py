@@ -50,6 +50,8 @@ class EnergyReport:
     engine : str
     settings : DFTSettings
         With cutoff, k-mesh and grid as they were.
+    grid : 3 ints
+        Points of the density that was given.
 
     Notes
     -----
@@ -61,6 +63,7 @@ class EnergyReport:
     density_l1: float | None
     engine: str
     settings: DFTSettings
+    grid: tuple[int, int, int]
 
     @property
     def free_energy(self) -> float:
@@ -117,6 +120,7 @@ class EnergyReport:
         return {
             "engine": self.engine,
             "settings": self.settings.to_dict(),
+            "grid": list(self.grid),
             "n_atoms": self.harris.n_atoms,
             "electrons": self.harris.electrons,
             "electrons_given": self.harris.electrons_given,
@@ -186,6 +190,12 @@ class EnergyReport:
                 f"density error {100 * differences['density_l1']:.3f} % L1 per electron; occupied eigenvalues"
                 f" {differences['eigenvalue_rms']:.4f} eV RMS"
             )
+        wanted = self.settings.grid
+        if wanted is not None and any(n < m for n, m in zip(self.grid, wanted, strict=True)):
+            lines.append(
+                f"note: the density's grid, {'x'.join(map(str, self.grid))}, is coarser than"
+                f" {'x'.join(map(str, wanted))} of a label at this cutoff: its short waves are missing"
+            )
         return "\n".join(lines)
 
 
@@ -235,14 +245,15 @@ def energies(
 
     tell(f"one diagonalisation with {solver.name}")
     harris = solver.one_shot(structure, values, used)
+    grid = (values.shape[0], values.shape[1], values.shape[2])
     if not self_consistent:
-        return EnergyReport(harris, None, None, solver.name, used)
+        return EnergyReport(harris, None, None, solver.name, used, grid)
     tell(f"self-consistency with {solver.name}")
     label = solver.ground_state(structure, used, density=values)
     reference = fourier_resample(label.density, values.shape)
     rescaled = values * (harris.electrons / harris.electrons_given)
     l1 = l1_per_electron(reference, rescaled, harris.electrons, structure.volume / values.size)
-    return EnergyReport(harris, label, l1, label.engine, used)
+    return EnergyReport(harris, label, l1, label.engine, used, grid)
 
 
 def density_values(

@@ -113,6 +113,7 @@ def test_report_without_self_consistency(al, density):
     engine = ToyEngine()
     report = energies(al, density, engine)
     assert engine.calls == ["one_shot"]
+    assert report.grid == SHAPE
     assert report.differences is None
     assert report.scf is None
     error = l1(al, density)
@@ -123,6 +124,9 @@ def test_report_without_self_consistency(al, density):
     assert report.settings.cutoff == 400.0
     assert report.settings.kmesh is not None
     assert "12 electrons (the density had 12.12)" in str(report)
+    assert "the density's grid, 8x9x10, is coarser than" in str(report)
+    fitting = energies(al, density, engine, replace(DFTSettings(), grid=SHAPE))
+    assert "coarser" not in str(fitting)
 
 
 def test_report_against_the_ground_state(al, density):
