@@ -38,7 +38,8 @@ MANTISSA_BITS = 14
 def label_key(structure: Structure, settings: DFTSettings, engine: str) -> str:
     """Name of a label: a hash of all that decides it."""
     at = settings.at(structure).to_dict()
-    for name in ("k_density", "k_shift", "max_iterations"):  # the mesh itself is in; steps only decide whether it ends
+    # The mesh itself is in, and the number of steps only decides whether the calculation ends.
+    for name in ("k_reach", "k_density", "k_shift", "max_iterations"):
         del at[name]
     text = json.dumps([structure.fingerprint(), at, engine], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]

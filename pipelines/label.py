@@ -181,9 +181,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cutoff", type=float, metavar="EV", help="plane waves (by element)")
     parser.add_argument("--kmesh", type=int, nargs=3, metavar="N", help="k-points along each vector; 1 1 1 for one")
     parser.add_argument(
-        "--k-density", type=float, default=default.k_density, metavar="D", help="k-points per 1/angstrom (%(default)s)"
+        "--k-reach", type=float, default=default.k_reach, metavar="A", help="length the k-mesh resolves (%(default)s)"
     )
-    parser.add_argument("--k-shift", type=float, nargs=3, metavar="S", help="shift of the mesh in steps, 0 to 1")
+    parser.add_argument("--k-density", type=float, metavar="D", help="k-points per 1/angstrom instead")
+    parser.add_argument("--k-shift", type=float, nargs=3, metavar="S", help="shift of either mesh in steps, 0 to 1")
     parser.add_argument("--gamma", action="store_true", help="the Gamma point alone")
     parser.add_argument(
         "--smearing", type=float, default=default.smearing_hartree, metavar="HARTREE", help="kT (%(default)s Hartree)"
@@ -207,6 +208,7 @@ def settings_of(options: argparse.Namespace) -> DFTSettings:
     return DFTSettings(
         cutoff=options.cutoff,
         kmesh=kmesh,
+        k_reach=options.k_reach,
         k_density=options.k_density,
         k_shift=shift,
         smearing_hartree=options.smearing,

@@ -54,7 +54,7 @@ def test_the_table_is_the_difference_from_the_last_row():
 def test_cutoffs_share_one_grid_and_the_defaults_double_the_mesh():
     table = converge(bulk("Al", cubic=True), cutoffs=[100, 150], engine=ToyEngine())
     assert [row.cutoff for row in table.rows] == [100, 150]
-    usual = converge(bulk("Al", cubic=True), engine=ToyEngine(), settings=DFTSettings(cutoff=100.0, k_density=0.5))
+    usual = converge(bulk("Al", cubic=True), engine=ToyEngine(), settings=DFTSettings(cutoff=100.0, k_reach=5.0))
     assert [row.kmesh.split()[0] for row in usual.rows] == ["1x1x1", "1x1x1", "2x2x2"]
     with pytest.raises(SettingsError, match="at once"):
         converge(bulk("Al", cubic=True), [KMesh()], [100.0], engine=ToyEngine())
@@ -94,7 +94,7 @@ def test_a_label_by_the_command_line(tmp_path, capsys):
     data = open_dataset(out)
     assert [s.electrons for s in data] == [12, 12]
     assert data[0].meta["engine"].startswith("Quantum ESPRESSO")
-    assert json.loads(data[0].meta["settings"])["kmesh"]["shift"] == [0.25, 0.25, 0.25]
+    assert json.loads(data[0].meta["settings"])["kmesh"]["shift"] == [0.0, 0.0, 0.0]
     assert main(command) == 0
     assert "0 labels computed" in capsys.readouterr().out
 

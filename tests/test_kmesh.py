@@ -36,6 +36,41 @@ def test_time_reversal_halves_what_it_can():
     assert not KMesh((1, 1, 1), (0.25, 0.25, 0.25)).is_gamma
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 2, 2), (3, 1, 2)])
+def test_reach_is_where_the_mesh_stops_seeing(size, shift):
+    cell = np.array([[4.0, 0, 0], [1.0, 3.5, 0], [-0.5, 0.3, 5.0]])
+    mesh = KMesh(size, (shift,) * 3)
+    points, weights = mesh.points()
+    assert mesh.count() == len(points)
+    # Straight from the definition: the sum over the mesh of exp(2 pi i k.R), up to a generous radius.
+    lengths = [
+        np.linalg.norm(r @ cell)
+        for r in itertools.product(range(-9, 10), repeat=3)
+        if any(r) and abs(weights @ np.cos(2 * np.pi * points @ np.array(r))) > 1e-9
+    ]
+    assert mesh.reach(cell, 15.0) == pytest.approx(min([15.0, *lengths]))
+
+
+def test_the_cheapest_mesh_for_a_reach():
+    cell = np.array([[8.1, 0, 0], [0, 8.1, 0], [0, 0, 8.1]])
+    assert KMesh.from_reach(cell, 21.5) == KMesh((2, 2, 2), (0.25,) * 3)
+    assert KMesh.from_reach(cell, 8.0).count() == 1
+    skewed = np.array([[4.0, 0, 0], [1.5, 3.5, 0], [-0.5, 1.3, 6.0]])
+    for reach in (5.0, 10.0, 20.0):
+        mesh = KMesh.from_reach(skewed, reach)
+        assert mesh.reach(skewed, 60.0) >= reach - 1e-6
+        for n in itertools.product(*(range(1, s + 2) for s in mesh.size)):
+            for shift in (0, 0.25, 0.5):
+                other = KMesh(n, (shift,) * 3)
+                assert other.count() >= mesh.count() or other.reach(skewed, reach) < reach
+    for bad in (0.0, -1.0, float("nan"), 1e9):
+        with pytest.raises(SettingsError, match="reach"):
+            KMesh.from_reach(cell, bad)
+    with pytest.raises(SettingsError, match="repeat the cell"):
+        KMesh.from_reach(np.diag([0.2, 4, 4]), 21.5)
+
+
 def test_density_of_the_mesh_counts_points_by_the_heights_of_the_cell():
     cell = np.array([[8.1, 0, 0], [0, 4.05, 0], [3.0, 0, 12.0]])
     mesh = KMesh.from_density(cell, 2.0)
@@ -52,9 +87,10 @@ def test_defaults_by_cell_and_element():
 
     al32 = at("Al", 4.05, 2)
     assert (al32.kmesh.size, al32.cutoff) == ((2, 2, 2), 400.0)
-    assert at("Al", 4.05, 3).kmesh.size == (1, 1, 1)
+    assert at("Al", 4.05, 3).kmesh.count() == 4
     ge64 = at("Ge", 5.66, 2)
-    assert (ge64.kmesh.size, ge64.kmesh.shift, ge64.cutoff) == ((1, 1, 1), (0.25,) * 3, 500.0)
+    assert (ge64.kmesh.count(), ge64.kmesh.shift, ge64.cutoff) == (4, (0.25,) * 3, 500.0)
+    assert at("Al", 4.05, 4).kmesh.count() == 1
     assert al32.at(Structure.from_ase(bulk("Al", cubic=True).repeat(2))) == al32
 
 

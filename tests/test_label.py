@@ -219,7 +219,7 @@ def test_keys_depend_on_what_decides_a_label_and_on_nothing_else():
     assert key == label_key(a, DFTSettings(cutoff=100.0, kmesh=KMesh(), k_density=9.0, max_iterations=7), "qe")
     others = [(b, SETTINGS, "qe"), (a, SETTINGS, "gpaw"), (a, DFTSettings(cutoff=101.0, kmesh=KMesh()), "qe")]
     assert key not in {label_key(*other) for other in others}
-    dense = [label_key(a, DFTSettings(cutoff=100.0, k_density=d), "qe") for d in (1.0, 1.75, 3.0)]
+    dense = [label_key(a, DFTSettings(cutoff=100.0, k_reach=r), "qe") for r in (5.0, 10.0, 20.0)]
     assert len(set(dense)) == 3
 
 

@@ -5,6 +5,8 @@ Values are in angstrom, eV and e/angstrom^3; names that end in ``_hartree`` are 
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
@@ -14,11 +16,14 @@ from numpy.typing import NDArray
 
 from gpurho.dft.gth import gth
 from gpurho.errors import SettingsError, StructureError
-from gpurho.structure import Structure
+from gpurho.structure import Structure, cell_heights
 from gpurho.units import BOHR, HARTREE
 
 MIN_DISTANCE = 0.7
 """Atoms closer than this (angstrom) are refused before any work."""
+
+MAX_REACH = 200.0
+"""Longest reach of a k-mesh that is looked for, angstrom."""
 
 MAX_ASPECT = 20.0
 """Largest ratio of two cell heights that a plane-wave engine is asked to do."""
@@ -91,6 +96,51 @@ class KMesh:
         points = np.array(kept)
         return points - np.round(points - 1e-12), np.array(weights) / len(full)
 
+    def count(self) -> int:
+        """Number of `points`, without making them."""
+        if any((2 * s) % 1 > 1e-9 for s in self.shift):
+            return math.prod(self.size)  # no -k of a point is a point
+        own = [sum((2 * (i + s) / n) % 1 < 1e-9 for i in range(n)) for n, s in zip(self.size, self.shift, strict=True)]
+        return (math.prod(self.size) + math.prod(own)) // 2
+
+    def reach(self, cell: NDArray[np.float64], limit: float = 100.0) -> float:
+        """Length of the shortest lattice vector that the mesh does not tell from none, angstrom; at most `limit`.
+
+        A sum over the mesh stands for the integral over the zone, but for its Fourier terms at such vectors: periods of
+        the supercell ``size * cell`` whose phase at the shift has a real part. The density of a crystal converges
+        exponentially with this length (Moreno and Soler, Phys. Rev. B 45, 13891 (1992)).
+        """
+        periods = np.array(self.size)[:, None] * np.asarray(cell, float)
+        bounds = [int(limit / height) + 1 for height in cell_heights(periods)]
+        m = np.stack(np.meshgrid(*(np.arange(-b, b + 1) for b in bounds), indexing="ij"), -1).reshape(-1, 3)
+        seen = (np.abs(np.cos(2 * np.pi * m @ np.array(self.shift))) > 1e-9) & m.any(axis=1)
+        return min(limit, float(np.linalg.norm(m[seen] @ periods, axis=1).min(initial=limit)))
+
+    @classmethod
+    def from_reach(cls, cell: NDArray[np.float64], reach: float) -> KMesh:
+        """The mesh with the fewest points whose `reach` is at least this long (angstrom), shifted by 0, 1/4 or 1/2."""
+        if not (np.isfinite(reach) and 0 < reach <= MAX_REACH):
+            raise SettingsError(f"k-mesh reach {reach!r} is none; give angstrom up to {MAX_REACH:g}, for instance 21.5")
+        most = [int(np.ceil(reach / height - 1e-9)) for height in cell_heights(np.asarray(cell, float))]
+        if max(most) > 64:
+            raise SettingsError(
+                f"a cell this flat takes a mesh of {max(most)} points along one vector; repeat the cell"
+            )
+        ranges = [range(max(1, n // 2), max(1, n) + 1) for n in most]
+        meshes = [
+            cls((i, j, k), (shift, shift, shift))
+            for i, j, k in itertools.product(*ranges)
+            for shift in (0.25, 0.5, 0.0)
+        ]
+        found: list[KMesh] = []
+        for mesh in sorted(meshes, key=KMesh.count):
+            if found and mesh.count() > found[0].count():
+                break
+            if mesh.reach(cell, reach) >= reach - 1e-6:
+                found.append(mesh)
+        # Among meshes that cost the same, the one that reaches farthest.
+        return min(found, key=lambda mesh: (-round(mesh.reach(cell, 2 * reach), 6), mesh.size))
+
     @classmethod
     def from_density(cls, cell: NDArray[np.float64], density: float, shift: Sequence[float] = (0, 0, 0)) -> KMesh:
         """The smallest mesh with at least `density` points per 1/angstrom along each vector (ASE's measure)."""
@@ -116,11 +166,12 @@ class DFTSettings:
     cutoff : float, eV, optional
         Kinetic energy of the largest plane wave; by default the largest of `CUTOFFS` over the elements.
     kmesh : KMesh or None
-        A fixed mesh; None takes the density of k-points instead.
-    k_density : float, points per 1/angstrom
-        The mesh is the smallest that is as dense; see `KMesh.from_density`.
-    k_shift : 3 floats, steps
-        Shift of that mesh.
+        A fixed mesh.
+    k_reach : float, angstrom
+        Otherwise the mesh is the cheapest that reaches so far; see `KMesh.reach`. Measured: with 22 angstrom the
+        density of aluminium stands 0.2 (315 K) to 0.3 % (1866 K) L1 per electron from a converged one, with 16 0.8 %.
+    k_density : float, points per 1/angstrom, optional
+        Instead of a reach, the smallest mesh that is as dense (ASE's measure), shifted by `k_shift` steps.
     smearing_hartree : float, Hartree
         Width kT of the Fermi-Dirac occupations; 0.002 Ha is 631.554 K.
     xc : str
@@ -137,8 +188,9 @@ class DFTSettings:
 
     cutoff: float | None = None
     kmesh: KMesh | None = None
-    k_density: float = 1.75
-    k_shift: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    k_reach: float = 21.5
+    k_density: float | None = None
+    k_shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
     smearing_hartree: float = 0.002
     xc: str = "PBE"
     grid: tuple[int, int, int] | None = None
@@ -165,7 +217,11 @@ class DFTSettings:
 
     def mesh(self, structure: Structure) -> KMesh:
         """The k-mesh for a structure."""
-        return self.kmesh or KMesh.from_density(structure.cell, self.k_density, self.k_shift)
+        if self.kmesh is not None:
+            return self.kmesh
+        if self.k_density is not None:
+            return KMesh.from_density(structure.cell, self.k_density, self.k_shift)
+        return KMesh.from_reach(structure.cell, self.k_reach)
 
     def energy_cutoff(self, structure: Structure) -> float:
         """The plane-wave cutoff for a structure, eV."""
