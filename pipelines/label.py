@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gpurho.dft.base import DFTSettings, KMesh, check_structure
 from gpurho.dft.engines import make_engine
 from gpurho.errors import GpurhoError, SettingsError, StoreError
@@ -131,7 +133,8 @@ def _task(number: int, item: Atoms | Structure, settings: DFTSettings, engine: s
     except GpurhoError as error:
         raise type(error)(f"structure {number}: {error}") from None
     info = getattr(item, "info", {})
-    meta = {k: v for k, v in info.items() if isinstance(v, str | int | float | bool)}
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in info.items()}
+    meta = {k: v for k, v in plain.items() if isinstance(v, str | int | float | bool)}
     meta.setdefault("family", structure.to_ase().get_chemical_formula())
     return _Task(number, label_key(structure, settings, engine), structure, meta)
 

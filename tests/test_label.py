@@ -41,7 +41,7 @@ def frames(count):
     for i in range(count):
         atoms = bulk("Al", cubic=True, a=4.05)
         atoms.positions[0, 0] = 0.001 * (i + 1)
-        atoms.info.update(temperature_K=300.0 + i, family="al4", nothing=None)
+        atoms.info.update(temperature_K=300.0 + i, family="al4", index=np.int64(i), nothing=None)
         made.append(atoms)
     return made
 
@@ -60,7 +60,7 @@ def test_labels_keep_order_metadata_and_settings(tmp_path):
     for i, snapshot in enumerate(data):
         np.testing.assert_array_equal(snapshot.structure.positions, atoms[i].positions)
         assert snapshot.meta["temperature_K"] == 300.0 + i
-        assert snapshot.meta["family"] == "al4"
+        assert (snapshot.meta["family"], snapshot.meta["index"]) == ("al4", i)
         assert snapshot.meta["kpts"] == [1, 1, 1]
         assert snapshot.meta["engine"] == "toy 1"
         assert snapshot.meta["n_atoms"] == 4
