@@ -3,6 +3,9 @@
 # Without root, or elsewhere, install libxc, OpenBLAS (with headers) and Quantum ESPRESSO by hand first.
 set -euo pipefail
 python=${1:?usage: .ci/dft.sh PYTHON}
+# A path is meant from where the script was called; a bare name is looked up.
+python=$(command -v "$python") || { echo "no such python: $1" >&2; exit 1; }
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 cd "$(dirname "$0")/.."
 debian=(libxc-dev libopenblas-dev quantum-espresso)
 

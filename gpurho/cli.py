@@ -39,9 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GpurhoError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        out = getattr(options, "out", None)
-        kept = "; run the same command again to go on from the tiles that are done" if out else ""
-        return _fail(f"interrupted{kept}", INTERRUPTED)
+        kept = getattr(options, "kept", None) if getattr(options, "out", None) else None
+        return _fail("interrupted" + (f"; {kept}" if kept else ""), INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output has gone; nothing is left to say, not even by the interpreter at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -85,7 +84,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--quiet", action="store_true", help="no progress bar")
     predict.add_argument("--json", action="store_true", help="the summary as JSON")
-    predict.set_defaults(run=_predict)
+    predict.set_defaults(run=_predict, kept="run the same command again to go on from the tiles that are done")
 
     plan = commands.add_parser("plan", help="points, tiles, memory, bytes and time of a prediction, before any work")
     _job_arguments(plan)
@@ -108,7 +107,7 @@ def _build_parser() -> argparse.ArgumentParser:
     train.add_argument("--no-resume", action="store_true", help="do not go on from a checkpoint")
     train.add_argument("--overwrite", action="store_true", help="replace a finished model")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, kept="run the same command again to go on from the last checkpoint")
 
     evaluate = commands.add_parser("evaluate", help="errors and calibration of a model on a data set")
     evaluate.add_argument("model", help="name of a shipped model, or a file")

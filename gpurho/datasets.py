@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +103,11 @@ class Dataset(Sequence[Snapshot]):
 
     def __init__(self, path: Path, groups: list[str], scale: float) -> None:
         self.path, self._groups, self._scale = path, groups, scale
+
+    @property
+    def appendable(self) -> bool:
+        """Whether the file has the current layout, which `extend_dataset` can extend."""
+        return self._groups[0].startswith("snapshots/")
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -247,7 +253,50 @@ def write_dataset(path: str | os.PathLike[str], snapshots: Iterable[Snapshot], c
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        raise DatasetError(f"{target}: cannot be written ({error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return open_dataset(target)
+
+
+def extend_dataset(
+    path: str | os.PathLike[str], parts: Sequence[str | os.PathLike[str]], ranks: Sequence[int]
+) -> Dataset:
+    """Add the first snapshot of each of `parts` to a data set, whole or not at all; all that the file holds is kept.
+
+    Parameters
+    ----------
+    path : path
+        Made where it does not exist.
+    parts : sequence of paths
+        Data sets.
+    ranks : sequence of int
+        The number that each snapshot gets: first those that the file has, then those of `parts`.
+    """
+    import h5py
+
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        if target.exists():
+            shutil.copyfile(target, temporary)
+        with h5py.File(temporary, "a") as file:
+            file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
+            root = file.require_group("snapshots")
+            names = sorted(root)
+            for i, part in enumerate(parts):
+                with h5py.File(part, "r") as source:
+                    source.copy(source["snapshots/000000"], root, name=f"new{i}")
+                names.append(f"new{i}")
+            for name in names:
+                root.move(name, f"old_{name}")
+            for name, rank in zip(names, ranks, strict=True):
+                root.move(f"old_{name}", f"{rank:06d}")
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, target)
+    except (OSError, RuntimeError) as error:
         raise DatasetError(f"{target}: cannot be written ({error})") from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpurho.dft.base import DFTSettings, KMesh, check_structure
+from gpurho.dft.base import DFTSettings, Engine, KMesh, check_structure
 from gpurho.dft.engines import make_engine
-from gpurho.errors import GpurhoError, SettingsError, StoreError
+from gpurho.errors import GpurhoError, SettingsError, StoreError, StructureError
 from gpurho.labelstore import LabelStore, as_snapshot, label_key
 from gpurho.pipelines.workers import available_cores, run_tasks
 from gpurho.structure import Structure, as_structure
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 GATHER_SECONDS = 600
-"""The data set is brought up to date at least this often."""
+"""The data set is brought up to date when a label ends and this time has passed."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class LabelRun:
         Labels of this run, and those that were there before.
     failures : dict
         Reason by number of the structure.
+    duplicates : int
+        Structures that were given more than once, beyond the first.
     seconds : float
     """
 
@@ -45,10 +48,13 @@ class LabelRun:
     computed: int
     found: int
     failures: dict[int, str]
+    duplicates: int
     seconds: float
 
     def __str__(self) -> str:
         text = f"{self.out}: {self.computed} labels computed in {self.seconds:.0f} s, {self.found} were there"
+        if self.duplicates:
+            text += f"\n{self.duplicates} structures were given before: labelled once, with what came with the first"
         for number, reason in self.failures.items():
             text += f"\nstructure {number} failed: {reason}"
         return text
@@ -100,50 +106,74 @@ def label(
     """
     started = time.monotonic()
     settings = settings or DFTSettings()
-    make_engine(engine, **(engine_options or {}))  # a missing program is told before any work
-    tasks = [_task(i, item, settings, engine) for i, item in enumerate(structures)]
+    solver = make_engine(engine, **(engine_options or {}))  # a missing program is told before any work
+    tasks = [_task(i, item, settings, solver) for i, item in enumerate(structures)]
     if not tasks:
         raise SettingsError("no structures to label; give at least one")
+    if workers is not None and workers < 1:
+        raise SettingsError(f"{workers} workers cannot work; give 1 or more")
     with LabelStore(out) as store:
-        unique = {task.key: task for task in tasks}
+        unique: dict[str, _Task] = {}
+        for task in tasks:
+            unique.setdefault(task.key, task)
         found = sum(store.done(key) for key in unique)
-        failures = {
-            t.number: r for t in unique.values() if not retry_failed and (r := store.failure(t.key)) is not None
-        }
+        reasons = {t.number: None if store.done(t.key) else store.failure(t.key) for t in unique.values()}
+        failures = {} if retry_failed else {number: why for number, why in reasons.items() if why is not None}
         todo = [t for t in unique.values() if not store.done(t.key) and t.number not in failures]
         keys = [task.key for task in tasks]
         computed = 0
+        compute = partial(_one, out=store.out, engine=engine, options=engine_options or {}, settings=settings)
         try:
-            compute = partial(_one, out=store.out, engine=engine, options=engine_options or {}, settings=settings)
-            for task, outcome in _compute(todo, store, compute, workers, progress, keys):
-                if isinstance(outcome, str):
-                    failures[task.number] = outcome
-                else:
+            for task, outcome in _compute(todo, store, compute, workers or available_cores(), progress, keys):
+                if outcome is None:
                     computed += 1
-        finally:
-            store.gather(keys)
+                else:
+                    failures[task.number] = outcome
+        except BaseException:
+            with contextlib.suppress(StoreError):  # what stopped the run is what its user must hear
+                store.gather(keys)
+            raise
+        store.gather(keys)
         store.clear()
-    return LabelRun(Path(out), computed, found, dict(sorted(failures.items())), time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return LabelRun(Path(out), computed, found, dict(sorted(failures.items())), len(tasks) - len(unique), seconds)
 
 
-def _task(number: int, item: Atoms | Structure, settings: DFTSettings, engine: str) -> _Task:
-    structure = as_structure(item)
+def _task(number: int, item: Atoms | Structure, settings: DFTSettings, engine: Engine) -> _Task:
     try:
-        check_structure(structure)
+        structure = as_structure(item)
+        identity = getattr(engine, "identity", None)
+        if identity is None:
+            check_structure(structure)
+        meta = _plain(getattr(item, "info", {}))
+        name = engine.name if identity is None else identity(structure)
+        meta.setdefault("family", structure.to_ase().get_chemical_formula())
+        return _Task(number, label_key(structure, settings, name), structure, meta)
     except GpurhoError as error:
         raise type(error)(f"structure {number}: {error}") from None
-    info = getattr(item, "info", {})
-    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in info.items()}
-    meta = {k: v for k, v in plain.items() if isinstance(v, str | int | float | bool)}
-    meta.setdefault("family", structure.to_ase().get_chemical_formula())
-    return _Task(number, label_key(structure, settings, engine), structure, meta)
+
+
+def _plain(info: dict[Any, Any]) -> dict[str, Any]:
+    """The values of `info` that a data set can hold: text, whole and other numbers; arrays are left out."""
+    plain: dict[str, Any] = {}
+    for key, value in info.items():
+        value = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(key, str) or not isinstance(value, str | int | float | bool):
+            continue
+        texts = [key, value] if isinstance(value, str) else [key]
+        too_large = isinstance(value, int) and not -(2**63) <= value < 2**63
+        # NUL, and halves of surrogate pairs, which are no UTF-8.
+        if too_large or any("\0" in text or text != text.encode(errors="ignore").decode() for text in texts):
+            raise StructureError(f"info {key!r} is {value!r}, which HDF5 cannot hold; remove or change it")
+        plain[key] = value
+    return plain
 
 
 def _compute(
     todo: list[_Task],
     store: LabelStore,
     compute: Callable[[_Task], None],
-    workers: int | None,
+    workers: int,
     progress: bool,
     keys: list[str],
 ) -> Iterator[tuple[_Task, str | None]]:
@@ -152,7 +182,7 @@ def _compute(
 
     gathered = time.monotonic()
     with tqdm(total=len(todo), desc="label", unit="label", smoothing=0, disable=None if progress else True) as bar:
-        for task, error in run_tasks(compute, todo, workers or available_cores()):
+        for task, error in run_tasks(compute, todo, workers, lambda task: store.done(task.key)):
             bar.update()
             if isinstance(error, StoreError):
                 raise StoreError(
@@ -165,7 +195,8 @@ def _compute(
                 store.fail(task.key, reason, task.meta)
             yield task, reason
             if time.monotonic() - gathered > GATHER_SECONDS:
-                store.gather(keys)
+                with contextlib.suppress(StoreError):  # the parts are safe, and the end will tell
+                    store.gather(keys)
                 gathered = time.monotonic()
 
 
@@ -184,7 +215,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cutoff", type=float, metavar="EV", help="plane waves (by element)")
     parser.add_argument("--kmesh", type=int, nargs=3, metavar="N", help="k-points along each vector; 1 1 1 for one")
     parser.add_argument(
-        "--k-reach", type=float, default=default.k_reach, metavar="A", help="length the k-mesh resolves (%(default)s)"
+        "--k-reach", type=float, metavar="A", help=f"length that the k-mesh resolves ({default.k_reach} angstrom)"
     )
     parser.add_argument("--k-density", type=float, metavar="D", help="k-points per 1/angstrom instead")
     parser.add_argument("--k-shift", type=float, nargs=3, metavar="S", help="shift of either mesh in steps, 0 to 1")
@@ -199,19 +230,18 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 def settings_of(options: argparse.Namespace) -> DFTSettings:
     """The settings that `add_settings` asked for."""
+    given = [name for name in ("gamma", "kmesh", "k_density", "k_reach") if getattr(options, name)]
+    if len(given) > 1:
+        names = " and ".join("--" + name.replace("_", "-") for name in given)
+        raise SettingsError(f"{names} each say what the k-points are; give one of them")
+    if options.k_shift and given not in (["kmesh"], ["k_density"]):
+        raise SettingsError("--k-shift goes with --kmesh or --k-density; give one of them")
     default = DFTSettings()
-    shift = tuple(options.k_shift) if options.k_shift else default.k_shift
-    kmesh = None
-    if options.gamma:
-        if options.kmesh or options.k_shift:
-            raise SettingsError("--gamma excludes --kmesh and --k-shift; give one of them")
-        kmesh = KMesh()
-    elif options.kmesh:
-        kmesh = KMesh(tuple(options.kmesh), shift)
+    shift = tuple(options.k_shift or default.k_shift)
     return DFTSettings(
         cutoff=options.cutoff,
-        kmesh=kmesh,
-        k_reach=options.k_reach,
+        kmesh=KMesh() if options.gamma else KMesh(tuple(options.kmesh), shift) if options.kmesh else None,
+        k_reach=options.k_reach or default.k_reach,
         k_density=options.k_density,
         k_shift=shift,
         smearing_hartree=options.smearing,
@@ -231,7 +261,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--retry-failed", action="store_true", help="try again what failed before")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     add_settings(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept="finished labels are safe: run the same command again to go on")
 
 
 def run(options: argparse.Namespace) -> int:

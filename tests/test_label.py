@@ -127,7 +127,7 @@ def test_five_kills_lose_no_finished_label_and_repeat_none(tmp_path):
     command = [sys.executable, str(script), str(structures), str(out), str(log)]
     rng = random.Random(7)
     names = {
-        label_key(Structure.from_ase(a), SETTINGS, ENGINE): f"{a.positions[0, 0]:.3f}" for a in read(structures, ":")
+        label_key(Structure.from_ase(a), SETTINGS, "toy"): f"{a.positions[0, 0]:.3f}" for a in read(structures, ":")
     }
     kept: set[str] = set()
 
@@ -181,7 +181,7 @@ def test_a_damaged_part_is_named_and_nothing_is_replaced(tmp_path):
     out, log = tmp_path / "al.h5", tmp_path / "log"
     run(frames(1), out, log)
     before = out.read_bytes()
-    key = label_key(Structure.from_ase(frames(2)[1]), SETTINGS, ENGINE)
+    key = label_key(Structure.from_ase(frames(2)[1]), SETTINGS, "toy")
     (tmp_path / "al.h5.labels").mkdir()
     (tmp_path / "al.h5.labels" / f"{key}.h5").write_bytes(b"torn")
     with pytest.raises(StoreError, match=key):

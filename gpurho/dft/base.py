@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +27,7 @@ MAX_REACH = 200.0
 """Longest reach of a k-mesh that is looked for, angstrom."""
 
 MAX_ASPECT = 20.0
-"""Largest ratio of two cell heights that a plane-wave engine is asked to do."""
+"""Largest ratio of the longest cell vector to the smallest height that a plane-wave engine is asked to do."""
 
 CUTOFFS = {"Al": 400.0, "Si": 400.0, "Ge": 500.0}
 """Plane-wave cutoffs in eV. The density differs from that at 800 eV by 0.13 % (Al, 600 eV), 0.17 % (Si), 0.26 % (SiGe),
@@ -79,22 +80,16 @@ class KMesh:
 
         One of each pair k, -k is kept.
         """
-        axes = [(np.arange(n) + s) / n for n, s in zip(self.size, self.shift, strict=True)]
-        full = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-        keys: dict[tuple[int, ...], int] = {}
-        weights: list[int] = []
-        kept: list[NDArray[np.float64]] = []
-        for point in full:
-            key = tuple(np.round(point * 2**40).astype(np.int64) % 2**40)
-            minus = tuple(np.round(-point * 2**40).astype(np.int64) % 2**40)
-            if minus in keys:
-                weights[keys[minus]] += 1
-                continue
-            keys[key] = len(kept)
-            kept.append(point)
-            weights.append(1)
-        points = np.array(kept)
-        return points - np.round(points - 1e-12), np.array(weights) / len(full)
+        index = np.stack(np.meshgrid(*(np.arange(n) for n in self.size), indexing="ij"), -1).reshape(-1, 3)
+        size, shift = np.array(self.size), np.array(self.shift)
+        points = (index + shift) / size
+        points -= np.floor(points + 0.5 + 1e-12)
+        if any((2 * s) % 1 > 1e-9 for s in self.shift):
+            return points, np.full(len(points), 1 / len(points))  # no -k of a point is a point
+        partner = (-index - np.rint(2 * shift).astype(int)) % size @ np.array([size[1] * size[2], size[2], 1])
+        order = np.arange(len(points))
+        kept = order <= partner
+        return points[kept], np.where(order < partner, 2.0, 1.0)[kept] / len(points)
 
     def count(self) -> int:
         """Number of `points`, without making them."""
@@ -199,6 +194,8 @@ class DFTSettings:
     forces: bool = True
 
     def __post_init__(self) -> None:
+        if self.kmesh is not None and not isinstance(self.kmesh, KMesh):
+            raise SettingsError(f"kmesh {self.kmesh!r} is no KMesh; give KMesh({self.kmesh!r})")
         for name, low, high in (
             ("cutoff", 50.0, 5000.0),
             ("smearing_hartree", 1e-6, 0.1),
@@ -208,7 +205,7 @@ class DFTSettings:
             value = getattr(self, name)
             if value is None and name == "cutoff":
                 continue
-            if not (np.isfinite(value) and low <= value <= high):
+            if not (isinstance(value, Real) and low <= float(value) <= high):
                 raise SettingsError(f"{name} {value!r} cannot be used; give {low:g} to {high:g}")
         if self.xc != "PBE":
             raise SettingsError(f"xc {self.xc!r} is not offered; the pseudopotentials are made for 'PBE'")
@@ -376,8 +373,10 @@ class Engine(Protocol):
         """
 
 
-def check_structure(structure: Structure) -> float:
+def check_structure(structure: Structure, valence: Mapping[str, float] | None = None) -> float:
     """Number of valence electrons of a structure that a plane-wave engine can do.
+
+    `valence` says how many an atom of a symbol has; GTH-PBE where it does not.
 
     Raises
     ------
@@ -392,13 +391,14 @@ def check_structure(structure: Structure) -> float:
         raise StructureError(
             f"pbc {structure.pbc.tolist()}: plane waves need three periods; set pbc=True and leave vacuum in the cell"
         )
-    lengths = np.linalg.norm(structure.cell, axis=1)
-    if lengths.max() > MAX_ASPECT * lengths.min():
+    longest, lowest = float(np.linalg.norm(structure.cell, axis=1).max()), float(cell_heights(structure.cell).min())
+    if longest > MAX_ASPECT * lowest:
         raise StructureError(
-            f"cell vectors of {lengths.min():.3g} to {lengths.max():.3g} angstrom: over {MAX_ASPECT:g} to 1;"
-            " give a more compact cell"
+            f"a cell {longest:.3g} angstrom long and {lowest:.3g} high: over {MAX_ASPECT:g} to 1; make it more compact"
         )
-    electrons = float(sum(gth(chemical_symbols[z]).valence for z in structure.numbers))
+    given = valence or {}
+    per_symbol = {symbol: given[symbol] if symbol in given else gth(symbol).valence for symbol in structure.symbols}
+    electrons = float(sum(per_symbol[chemical_symbols[z]] for z in structure.numbers))
     structure.check_overlaps(MIN_DISTANCE)
     return electrons
 

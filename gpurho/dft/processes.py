@@ -25,7 +25,9 @@ def execute(command: list[str], folder: Path, output: str, remedy: str) -> int:
     EngineError
         Where the program cannot be started; the message ends with `remedy`.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    # Unbuffered, so that the reason of a failure is in the output when MPI ends the program.
+    fixed = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "GFORTRAN_UNBUFFERED_ALL": "1"}
+    environment = {**os.environ, **fixed}
     with open(folder / output, "w") as log:
         try:
             process = subprocess.Popen(

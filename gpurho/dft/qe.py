@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -13,20 +15,21 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from gpurho.dft.base import DFTSettings, Energies, Label, check_density, check_structure
 from gpurho.dft.occupations import band_terms, fermi_level
 from gpurho.dft.processes import execute
 from gpurho.dft.qe_files import PwResult, Value, input_text, read_charge, read_result, replace_charge
 from gpurho.dft.upf import upf_text
-from gpurho.errors import ConvergenceError, EngineError, MissingDependencyError
+from gpurho.errors import ConvergenceError, EngineError, MissingDependencyError, SettingsError
 from gpurho.structure import Structure
 from gpurho.units import HARTREE
 
 REMEDY = "install Quantum ESPRESSO (Debian: apt-get install quantum-espresso) or set GPURHO_PW to its pw.x"
 RYDBERG = HARTREE / 2
-EXTRA_BANDS = 0.15
-"""Empty bands, as a share of the occupied ones."""
+EXTRA_BANDS = (0.15, 0.5, 1.0, 2.0)
+"""Empty bands, as a share of the occupied ones; the next is tried where the highest band is not empty."""
 
 DENSITY_CUTOFF = 3.0
 """Cutoff of the density over that of the orbitals. 4 would hold every product of two orbitals; 3 changes the density by
@@ -64,18 +67,34 @@ class QeEngine:
         processes: int = 1,
         scratch: str | os.PathLike[str] | None = None,
     ) -> None:
-        found = shutil.which(command or os.environ.get("GPURHO_PW") or "pw.x")
+        name = command or os.environ.get("GPURHO_PW") or "pw.x"
+        found = shutil.which(name)
         if found is None:
-            raise MissingDependencyError(f"{command or 'pw.x'} is not there; {REMEDY}")
-        self.command, self.processes, self.scratch = found, processes, scratch
-        self.pseudos = {symbol: Path(path) for symbol, path in (pseudos or {}).items()}
+            raise MissingDependencyError(f"the program {name!r} is not there; {REMEDY}")
+        if scratch is not None and not Path(scratch).is_dir():
+            raise SettingsError(f"scratch {str(scratch)!r} is no folder; make it first")
+        # Runs take place in folders of their own, where a relative path means something else.
+        self.command, self.processes, self.scratch = os.path.abspath(found), processes, scratch
+        self.pseudos = {symbol: _read_upf(Path(path)) for symbol, path in (pseudos or {}).items()}
+
+    def identity(self, structure: Structure) -> str:
+        """What decides the label of a structure besides settings: the engine, and pseudopotentials of the user's.
+
+        Raises what `ground_state` would, of a structure that cannot be done.
+        """
+        self._electrons(structure)
+        own = {symbol: self.pseudos[symbol][0] for symbol in structure.symbols if symbol in self.pseudos}
+        digests = [
+            f" {symbol} {hashlib.sha256(text.encode()).hexdigest()[:16]}" for symbol, text in sorted(own.items())
+        ]
+        return self.name + "".join(digests)
 
     def ground_state(
         self, structure: Structure, settings: DFTSettings, density: NDArray[np.float64] | None = None
     ) -> Label:
         """See `gpurho.dft.base.Engine`."""
         started = time.monotonic()
-        electrons = check_structure(structure)
+        electrons = self._electrons(structure)
         settings = settings.at(structure)
         threshold = len(structure) / 32 * (settings.tolerance / ERROR_PER_ROOT) ** 2
         control: dict[str, Value] = {"electron_maxstep": settings.max_iterations, "conv_thr": threshold}
@@ -83,18 +102,22 @@ class QeEngine:
             if density is not None:
                 self._start_from(folder, structure, settings, check_density(structure, density, electrons))
                 control["startingpot"] = "file"
-            result = self._run(folder, structure, settings, electrons, {"electrons": control})
+            iterations = 0
+            for share in EXTRA_BANDS:
+                result = self._run(folder, structure, settings, electrons, {"electrons": control}, share=share)
+                iterations += result.iterations
+                if result.occupations[:, -1].max() < TAIL:
+                    break
+                # A metal in an elongated cell, or a hot one: more bands, from the density that is there.
+                control["startingpot"] = "file"
+            else:
+                raise EngineError(_full(result, settings))
             if not result.converged:
                 raise ConvergenceError(
                     f"{structure.to_ase().get_chemical_formula()}: no self-consistency in {result.iterations} steps;"
                     " raise max_iterations or the smearing"
                 )
             values = read_charge(folder / "gpurho.save" / "charge-density.dat", settings.grid)
-        if result.occupations[:, -1].max() > TAIL:
-            raise EngineError(
-                f"the highest band is occupied to {result.occupations[:, -1].max():.1e}: too few bands for"
-                f" smearing_hartree={settings.smearing_hartree:g}; lower it"
-            )
         return Label(
             structure,
             values,
@@ -103,13 +126,13 @@ class QeEngine:
             electrons,
             settings,
             f"Quantum ESPRESSO {result.version}",
-            result.iterations,
+            iterations,
             time.monotonic() - started,
         )
 
     def one_shot(self, structure: Structure, density: NDArray[np.float64], settings: DFTSettings) -> Energies:
         """See `gpurho.dft.base.Engine`."""
-        electrons = check_structure(structure)
+        electrons = self._electrons(structure)
         settings = settings.at(structure)
         given = float(np.mean(density, dtype=np.float64)) * structure.volume
         values = check_density(structure, density, electrons)
@@ -119,17 +142,19 @@ class QeEngine:
             start: dict[str, Value] = {"electron_maxstep": 0, "startingpot": "file"}
             potential = self._run(folder, structure, settings, electrons, {"electrons": start}, forces=False)
             # ... the bands in that potential from a run that leaves the density alone.
-            bands = self._run(
-                folder,
-                structure,
-                settings,
-                electrons,
-                {"control": {"calculation": "nscf"}, "electrons": {"diago_thr_init": 1e-12, "diago_full_acc": True}},
-                forces=False,
-            )
-        width = settings.smearing_hartree * HARTREE
-        _, weights = settings.mesh(structure).points()
-        level = fermi_level(bands.eigenvalues, weights, electrons, width)
+            fixed: dict[str, dict[str, Value]] = {
+                "control": {"calculation": "nscf"},
+                "electrons": {"diago_thr_init": 1e-12, "diago_full_acc": True},
+            }
+            width = settings.smearing_hartree * HARTREE
+            _, weights = settings.mesh(structure).points()
+            for share in EXTRA_BANDS:
+                bands = self._run(folder, structure, settings, electrons, fixed, forces=False, share=share)
+                level = fermi_level(bands.eigenvalues, weights, electrons, width)
+                if expit((level - bands.eigenvalues[:, -1].min()) / width) < TAIL:
+                    break
+            else:
+                raise EngineError(_full(bands, settings))
         band, entropy = band_terms(bands.eigenvalues, weights, level, width)
         t = potential.terms
         free = band - t["ehart"] - t["vtxc"] + t["etxc"] + ewald + entropy
@@ -137,6 +162,9 @@ class QeEngine:
         return self._energies(
             replace(bands, terms=terms, fermi_level=level), settings, len(structure), electrons, given
         )
+
+    def _electrons(self, structure: Structure) -> float:
+        return check_structure(structure, {symbol: valence for symbol, (_, valence) in self.pseudos.items()})
 
     # -- one run --------------------------------------------------------------------------------------------------
 
@@ -150,7 +178,7 @@ class QeEngine:
 
         Returns the Ewald energy (eV), which only a run with a step computes.
         """
-        electrons = check_structure(structure)
+        electrons = self._electrons(structure)
         first = self._run(
             folder, structure, settings, electrons, {"electrons": {"electron_maxstep": steps}}, forces=False
         )
@@ -165,6 +193,7 @@ class QeEngine:
         electrons: float,
         extra: Mapping[str, Mapping[str, Value]],
         forces: bool | None = None,
+        share: float = EXTRA_BANDS[0],
     ) -> PwResult:
         occupied = math.ceil(electrons / 2)
         kmesh = settings.mesh(structure)
@@ -184,7 +213,7 @@ class QeEngine:
                 "ntyp": len(structure.symbols),
                 "ecutwfc": settings.energy_cutoff(structure) / RYDBERG,
                 "ecutrho": DENSITY_CUTOFF * settings.energy_cutoff(structure) / RYDBERG,
-                "nbnd": occupied + max(4, math.ceil(EXTRA_BANDS * occupied)),
+                "nbnd": occupied + max(4, math.ceil(share * occupied)),
                 "occupations": "smearing",
                 "smearing": "fermi-dirac",
                 "degauss": settings.smearing_hartree * 2,
@@ -195,8 +224,9 @@ class QeEngine:
         for name, values in extra.items():
             sections[name].update(values)
         for symbol in structure.symbols:
-            given = self.pseudos.get(symbol)
-            (folder / f"{symbol}.upf").write_text(upf_text(symbol) if given is None else given.read_text())
+            (folder / f"{symbol}.upf").write_text(
+                self.pseudos[symbol][0] if symbol in self.pseudos else upf_text(symbol)
+            )
         text = input_text(structure, kmesh, {s: f"{s}.upf" for s in structure.symbols}, sections)
         (folder / "pw.in").write_text(text)
         command = [self.command, "-in", "pw.in"]
@@ -240,6 +270,26 @@ class _Folder(tempfile.TemporaryDirectory[str]):
 
     def __enter__(self) -> Path:  # type: ignore[override]
         return Path(super().__enter__())
+
+
+def _read_upf(path: Path) -> tuple[str, float]:
+    """The text of a UPF file and its valence electrons; both versions of the format."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        raise EngineError(f"the pseudopotential {path} cannot be read: {error.strerror}; check the name") from None
+    found = re.search(r'z_valence\s*=\s*"\s*([0-9.EeDd+-]+)', text) or re.search(r"([0-9.EeDd+-]+)\s+Z valence", text)
+    if found is None:
+        raise EngineError(f"{path} names no z_valence; give a UPF file")
+    return text, float(found[1].upper().replace("D", "E"))
+
+
+def _full(result: PwResult, settings: DFTSettings) -> str:
+    bands = result.eigenvalues.shape[1]
+    return (
+        f"the highest of {bands} bands is still occupied with smearing_hartree={settings.smearing_hartree:g};"
+        " lower the smearing, or repeat the cell along its short vectors"
+    )
 
 
 def _reason(output: str) -> str:
