@@ -205,7 +205,7 @@ _HEAD = f"{'difference':>14}{'mHa/atom':>12}"
 def energies(
     atoms: Atoms | Structure,
     density: Density | NDArray[np.floating] | str | os.PathLike[str],
-    engine: str | Engine = "gpaw",
+    engine: str | Engine = "qe",
     settings: DFTSettings | None = None,
     self_consistent: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -218,7 +218,7 @@ def energies(
     density : Density, (nx, ny, nz) array in e/angstrom^3, or path
         Of the whole cell, at fractional coordinates (i/nx, j/ny, k/nz); files as in `gpurho.formats.read_density`.
         It is rescaled to the number of valence electrons.
-    engine : "gpaw", "qe", "sparc" or Engine
+    engine : "qe", "gpaw", "sparc" or Engine
     settings : DFTSettings, optional
         Cutoff, k-points, smearing. Take those of the labels that the density's model was trained on.
     self_consistent : bool

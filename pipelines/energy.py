@@ -219,7 +219,7 @@ def add_parser(commands: Any) -> None:
     energy = commands.add_parser("energy", help="energies of a density by one diagonalisation (Harris-Foulkes)")
     energy.add_argument("structure", type=Path, help="any file that ASE reads")
     energy.add_argument("density", type=Path, help="its density: *.h5, *.cube, CHGCAR, ...")
-    energy.add_argument("--engine", default="gpaw", choices=tuple(ENGINES), help="(%(default)s)")
+    energy.add_argument("--engine", default="qe", choices=tuple(ENGINES), help="(%(default)s)")
     energy.add_argument("--scf", action="store_true", help="compare with the self-consistent ground state")
     energy.add_argument("--out", type=Path, metavar="FILE", help="eigenvalues and energies: *.h5 or *.npz")
     energy.add_argument("--json", action="store_true", help="as JSON")

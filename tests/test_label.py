@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from ase import Atoms
@@ -166,6 +167,128 @@ def test_five_kills_lose_no_finished_label_and_repeat_none(tmp_path):
 def test_two_runs_on_one_output_are_kept_apart(tmp_path):
     with LabelStore(tmp_path / "al.h5"), pytest.raises(StoreError, match="another run"):
         run(frames(1), tmp_path / "al.h5", tmp_path / "log")
+
+
+def test_a_lock_file_that_a_leaving_run_removed_is_not_a_lock(tmp_path, monkeypatch):
+    taken = []
+
+    def flock(file, how):
+        if not taken:
+            # Another run, which held this file until now, leaves and removes it.
+            (tmp_path / "al.h5.labels" / "lock").unlink()
+        taken.append(file.fileno())
+
+    monkeypatch.setattr("gpurho.labelstore.fcntl.flock", flock)
+    with LabelStore(tmp_path / "al.h5") as store:
+        assert len(taken) == 2
+        assert os.fstat(store._lock.fileno()).st_ino == (tmp_path / "al.h5.labels" / "lock").stat().st_ino
+
+
+@pytest.mark.parametrize("kind", ["folder", "text", "older layout"])
+def test_an_output_that_is_no_data_set_is_refused_before_any_work(tmp_path, kind):
+    out, log = tmp_path / "al.h5", tmp_path / "log"
+    if kind == "folder":
+        out.mkdir()
+    elif kind == "text":
+        out.write_text("notes")
+    else:
+        with h5py.File(out, "w") as file:
+            file.create_group("snapshot_000")
+    for _ in range(2):  # nor does a lock stay behind
+        with pytest.raises(StoreError, match=r"give another --out"):
+            run(frames(1), out, log)
+    assert not log.exists()
+    assert not (tmp_path / "al.h5.labels").exists()
+
+
+def test_what_a_data_set_holds_besides_is_kept(tmp_path):
+    out, log = tmp_path / "al.h5", tmp_path / "log"
+    run(frames(1), out, log)
+    with h5py.File(out, "a") as file:
+        file.attrs["reference"] = "ours"
+        file["snapshots/000000"]["stress"] = np.eye(3)
+    run(frames(3), out, log)
+    with h5py.File(out) as file:
+        assert file.attrs["reference"] == "ours"
+        np.testing.assert_array_equal(file["snapshots/000000/stress"], np.eye(3))
+        assert sorted(file["snapshots"]) == ["000000", "000001", "000002"]
+
+
+def test_the_order_is_that_of_the_input_however_a_run_was_stopped(tmp_path):
+    out, log = tmp_path / "al.h5", tmp_path / "log"
+    atoms = frames(4)
+    run([atoms[3]], out, log)
+    run([atoms[1], atoms[2]], out, log)
+    run(atoms, out, log)
+    assert [s.meta["index"] for s in open_dataset(out)] == [0, 1, 2, 3]
+
+
+def test_a_data_set_that_vanishes_during_a_run_is_made_again(tmp_path):
+    out, log = tmp_path / "al.h5", tmp_path / "log"
+    atoms = frames(2)
+    run(atoms, tmp_path / "other.h5", log)
+    whole = open_dataset(tmp_path / "other.h5")
+    keys = [whole.meta(i)["label_key"] for i in range(2)]
+    with LabelStore(out) as store:
+        store.save(keys[0], whole[0])
+        store.gather(keys)
+        out.unlink()
+        store.save(keys[1], whole[1])
+        store.gather(keys)
+        store.clear()
+    assert len(open_dataset(out)) == 2
+
+
+def test_duplicates_are_labelled_once_and_told(tmp_path):
+    atoms = frames(1) * 3
+    atoms[1] = atoms[0].copy()
+    atoms[1].info["family"] = "second"
+    result = run(atoms, tmp_path / "al.h5", tmp_path / "log")
+    assert (result.computed, result.duplicates) == (1, 2)
+    assert "given before" in str(result)
+    assert open_dataset(tmp_path / "al.h5")[0].meta["family"] == "al4"
+
+
+@pytest.mark.parametrize("value", [2**70, "a\0b", "\ud800"])
+def test_information_that_no_file_can_hold_is_refused_before_any_work(tmp_path, value):
+    atoms = frames(1)
+    atoms[0].info["bad"] = value
+    with pytest.raises(StructureError, match="structure 0: info 'bad'"):
+        run(atoms, tmp_path / "al.h5", tmp_path / "log")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_information_with_the_name_of_a_result_is_kept_beside_it(tmp_path):
+    atoms = frames(1)
+    atoms[0].info["engine"] = "mine"
+    run(atoms, tmp_path / "al.h5", tmp_path / "log")
+    meta = open_dataset(tmp_path / "al.h5").meta(0)
+    assert (meta["engine"], meta["info_engine"]) == ("toy 1", "mine")
+
+
+def test_too_few_workers(tmp_path):
+    with pytest.raises(SettingsError, match="-1 workers"):
+        run(frames(1), tmp_path / "al.h5", tmp_path / "log", workers=-1)
+
+
+def test_an_interrupt_keeps_what_is_done_and_says_so(tmp_path):
+    atoms = frames(20)
+    for a in atoms:
+        del a.info["nothing"]
+    write(tmp_path / "al.xyz", atoms)
+    program = "import sys; from gpurho.cli import main; sys.exit(main())"
+    arguments = ["label", str(tmp_path / "al.xyz"), "--out", str(tmp_path / "al.h5"), "--engine", "toy_engine:SlowToy"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments, "--gamma", "--cutoff", "100"], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list((tmp_path / "al.h5.labels").glob("[!.]*.h5")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "finished labels are safe" in said
+    assert 0 < len(open_dataset(tmp_path / "al.h5")) < 20
 
 
 def test_a_full_or_read_only_disk_says_what_is_safe(tmp_path):

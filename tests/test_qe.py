@@ -19,6 +19,7 @@ from gpurho.dft.base import DFTSettings, KMesh
 from gpurho.dft.occupations import band_terms, fermi_level
 from gpurho.dft.qe import QeEngine
 from gpurho.dft.qe_files import input_text, read_charge, read_result, replace_charge
+from gpurho.dft.upf import upf_text
 from gpurho.errors import ConvergenceError, EngineError, FormatError, MissingDependencyError
 from gpurho.structure import Structure
 from gpurho.units import BOHR, HARTREE
@@ -207,6 +208,51 @@ def test_the_given_density_is_rescaled_and_may_lie_on_another_grid():
     scaled = engine.one_shot(structure, 1.05 * other.density, settings)
     assert scaled.electrons_given == pytest.approx(1.05 * 12)
     assert scaled.free_energy == pytest.approx(label.energies.free_energy, abs=1e-5)
+
+
+@needs_pw
+def test_a_metal_in_an_elongated_cell_gets_the_bands_it_takes():
+    structure = Structure.from_ase(bulk("Al", cubic=True, a=4.05).repeat((3, 1, 1)))
+    settings = DFTSettings(cutoff=150.0, kmesh=KMesh((1, 2, 2), (0.25,) * 3), tolerance=1e-5, forces=False)
+    label = QeEngine().ground_state(structure, settings)
+    e = label.energies
+    occupied = 2 * e.weights @ (1 / (1 + np.exp((e.eigenvalues - e.fermi_level) / (0.002 * HARTREE)))).sum(axis=1)
+    assert occupied == pytest.approx(36, abs=1e-3)
+    harris = QeEngine().one_shot(structure, label.density, settings)
+    assert harris.free_energy == pytest.approx(e.free_energy, abs=1e-3)
+
+
+@needs_pw
+def test_pseudopotentials_of_the_users(tmp_path):
+    file = tmp_path / "mine.upf"
+    file.write_text(upf_text("Al"))
+    settings = DFTSettings(cutoff=150.0, kmesh=KMesh(), forces=False)
+    structure, own = rattled_al4(), QeEngine(pseudos={"Al": file})
+    energies = [e.ground_state(structure, settings).energies.free_energy for e in (QeEngine(), own)]
+    assert energies[0] == pytest.approx(energies[1], abs=1e-9)
+    assert QeEngine().identity(structure) == "qe" != own.identity(structure)
+    # Their valence counts, not that of the table.
+    file.write_text(upf_text("Si"))
+    assert QeEngine(pseudos={"Al": file})._electrons(structure) == 16
+    with pytest.raises(EngineError, match="cannot be read"):
+        QeEngine(pseudos={"Al": tmp_path / "none.upf"})
+    file.write_text("text")
+    with pytest.raises(EngineError, match="names no z_valence"):
+        QeEngine(pseudos={"Al": file})
+
+
+@needs_pw
+def test_left_handed_cells_and_atoms_outside_change_nothing():
+    structure = rattled_al4()
+    settings = DFTSettings(cutoff=150.0, kmesh=KMesh((1, 1, 2), (0.25, 0, 0.25)), tolerance=1e-7)
+    label = QeEngine().ground_state(structure, settings)
+    swapped = Structure(
+        structure.positions + structure.cell[1] * 2, structure.numbers, structure.cell[[0, 2, 1]], [1, 1, 1]
+    )
+    other = QeEngine().ground_state(swapped, replace(settings, kmesh=KMesh((1, 2, 1), (0.25, 0.25, 0))))
+    assert other.energies.free_energy == pytest.approx(label.energies.free_energy, abs=1e-5)
+    np.testing.assert_allclose(other.density, label.density.transpose(0, 2, 1), atol=1e-5)
+    np.testing.assert_allclose(other.forces, label.forces, atol=1e-3)
 
 
 @needs_pw

@@ -60,3 +60,10 @@ class ToyEngine:
         )
         self._note(f"end {name}")
         return Label(structure, values, energies, np.zeros((len(structure), 3)), electrons, settings, "toy 1", 3, 0.1)
+
+
+class SlowToy(ToyEngine):
+    """Takes its time."""
+
+    def __init__(self):
+        super().__init__(seconds=0.3)
