@@ -321,7 +321,7 @@ def test_energy_command(al, density, tmp_path, capsys, toy):
     text = capsys.readouterr().out
     assert "density error" in text
     assert "wrote" in text
-    assert toy == [("gpaw", {})]
+    assert toy == [("qe", {})]
     command("energy", tmp_path / "al.xyz", tmp_path / "rho.h5", "--engine", "sparc", "--kmesh", 3, 3, 3, "--json")
     found = json.loads(capsys.readouterr().out)
     assert found["settings"]["kmesh"]["size"] == [3, 3, 3]
@@ -410,13 +410,13 @@ def test_energy_command_with_gpaw(al, tmp_path, capsys):
     values = atomic_superposition(al, settings.fft_shape(al)).astype(np.float32)
     Density(Grid(values.shape, al.cell), al, values).write(tmp_path / "rho.h5")
     write(tmp_path / "al.extxyz", al.to_ase())
-    command("energy", tmp_path / "al.extxyz", tmp_path / "rho.h5", "--cutoff", 200, "--gamma", "--scf", "--json")
+    command("energy", tmp_path / "al.extxyz", tmp_path / "rho.h5", "--engine", "gpaw", "--cutoff", 200, "--gamma", "--scf", "--json")
     d = json.loads(capsys.readouterr().out)["differences"]
     assert 0.02 < d["density_l1"] < 0.3
     assert 0.01 < abs(d["free_energy_mha_per_atom"]) < 30
     assert abs(d["xc_mha_per_atom"]) > abs(d["free_energy_mha_per_atom"])
     with pytest.raises(EngineError, match="did not converge"):
         command(
-            "energy", tmp_path / "al.extxyz", tmp_path / "rho.h5", "--cutoff", 200, "--gamma", "--scf",
+            "energy", tmp_path / "al.extxyz", tmp_path / "rho.h5", "--engine", "gpaw", "--cutoff", 200, "--gamma", "--scf",
             "--max-iterations", 2,
         )  # fmt: skip
