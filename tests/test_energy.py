@@ -410,7 +410,18 @@ def test_energy_command_with_gpaw(al, tmp_path, capsys):
     values = atomic_superposition(al, settings.fft_shape(al)).astype(np.float32)
     Density(Grid(values.shape, al.cell), al, values).write(tmp_path / "rho.h5")
     write(tmp_path / "al.extxyz", al.to_ase())
-    command("energy", tmp_path / "al.extxyz", tmp_path / "rho.h5", "--engine", "gpaw", "--cutoff", 200, "--gamma", "--scf", "--json")
+    command(
+        "energy",
+        tmp_path / "al.extxyz",
+        tmp_path / "rho.h5",
+        "--engine",
+        "gpaw",
+        "--cutoff",
+        200,
+        "--gamma",
+        "--scf",
+        "--json",
+    )
     d = json.loads(capsys.readouterr().out)["differences"]
     assert 0.02 < d["density_l1"] < 0.3
     assert 0.01 < abs(d["free_energy_mha_per_atom"]) < 30
