@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpurho.errors import OutputExistsError, StoreError, StructureError
+from gpurho.errors import FormatError, OutputExistsError, StoreError, StructureError
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+WHOLE = ("extxyz", "traj")
+"""ASE's formats that hold many frames, and ``info`` with each."""
 
 
 def read_structures(path: Path) -> list[Atoms]:
@@ -34,6 +37,37 @@ def read_structures(path: Path) -> list[Atoms]:
     if not frames:
         raise StructureError(f"structure file {path} holds no structure")
     return list(frames) if isinstance(frames, list) else [frames]
+
+
+def check_snapshots_name(path: Path, overwrite: bool = False) -> None:
+    """Refuse, before any work, a name that snapshots cannot be written to whole: several frames, each with its info.
+
+    Raises
+    ------
+    FormatError
+        Where the format of the name is not known, holds one frame alone, or loses what is recorded of each.
+    OutputExistsError
+    StoreError
+        Where the folder is not there or cannot be written to.
+    """
+    from ase.io.formats import UnknownFileTypeError, filetype
+
+    if path.is_dir() or not path.name:
+        raise StoreError(f"{path} is a folder; give the name of a file, for instance *.xyz")
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} exists; pass --overwrite to replace it")
+    try:
+        kind = filetype(path.name, read=False)
+    except UnknownFileTypeError:
+        kind = "unknown"
+    if kind not in WHOLE:
+        raise FormatError(
+            f"{path.name} (format {kind}) cannot hold several snapshots and what is recorded of each; take *.xyz"
+        )
+    if not path.parent.is_dir():
+        raise StoreError(f"folder {path.parent} does not exist; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise StoreError(f"folder {path.parent} cannot be written to; give another")
 
 
 def write_structures(path: Path, frames: Sequence[Atoms], overwrite: bool = False) -> None:
