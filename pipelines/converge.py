@@ -19,8 +19,8 @@ from gpurho.units import HARTREE, PER_ANGSTROM3
 if TYPE_CHECKING:
     from ase import Atoms
 
-LIMIT = 0.5
-"""Largest change of a density, L1 per electron in per cent, that passes as converged."""
+LIMITS = {"k-mesh": 0.5, "cutoff": 0.3}
+"""Largest change of a density, L1 per electron in per cent, that passes as converged, by what varies."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Row:
     kmesh : str
     points : int
         k-points computed.
+    reach : float, angstrom
+        Length that the mesh resolves, at most 100; see `KMesh.reach`.
     cutoff : float, eV
     l1 : float
         L1 difference per electron from the reference, per cent.
@@ -44,6 +46,7 @@ class Row:
 
     kmesh: str
     points: int
+    reach: float
     cutoff: float
     l1: float
     rms_per_bohr3: float
@@ -53,10 +56,45 @@ class Row:
 
 @dataclass(frozen=True)
 class Convergence:
-    """The table, the last row being the reference."""
+    """The table, the last row being the reference.
+
+    Attributes
+    ----------
+    rows : list of Row
+    engine : str
+    kind : {"k-mesh", "cutoff"}
+        What varies.
+    """
 
     rows: list[Row]
     engine: str
+    kind: str = "k-mesh"
+
+    @property
+    def limit(self) -> float:
+        """Largest L1 difference that passes as converged, per cent."""
+        return LIMITS[self.kind]
+
+    @property
+    def finer(self) -> list[int]:
+        """Rows, from 1, with a denser mesh or a higher cutoff than the reference."""
+        measures = [row.cutoff if self.kind == "cutoff" else row.reach for row in self.rows]
+        return [i for i, measure in enumerate(measures, 1) if measure > measures[-1] * (1 + 1e-9)]
+
+    @property
+    def converged(self) -> bool | None:
+        """Whether the last row but one is within the limit; None where a row is finer than the reference."""
+        return None if self.finer else self.rows[-2].l1 < self.limit
+
+    @property
+    def verdict(self) -> str:
+        """`converged`, in a line."""
+        if self.finer:
+            lower = "has a lower cutoff" if self.kind == "cutoff" else "has coarser k-points"
+            rows = ", ".join(map(str, self.finer))
+            return f"no verdict: the reference, the last row, {lower} than row {rows}; give the finest last"
+        word = "converged" if self.converged else "not converged"
+        return f"the last step but one is {word}: {self.rows[-2].l1:.2f} % against a limit of {self.limit} %"
 
     def __str__(self) -> str:
         lines = [
@@ -98,7 +136,7 @@ def converge(
     Raises
     ------
     SettingsError
-        For fewer than two variants, or both kinds at once.
+        For fewer than two variants, both kinds at once, or settings that fix what is to vary.
     """
     structure = as_structure(atoms)
     solver = make_engine(engine) if isinstance(engine, str) else engine
@@ -106,8 +144,12 @@ def converge(
     if meshes and cutoffs:
         raise SettingsError("k-meshes and cutoffs cannot vary at once; give one of them")
     if cutoffs:
+        if base.cutoff is not None:
+            raise SettingsError(f"cutoff {base.cutoff:g} eV is fixed and cutoffs are to vary; leave out --cutoff")
         variants = [replace(base, cutoff=float(c)) for c in cutoffs]
     else:
+        if meshes and base.kmesh is not None:
+            raise SettingsError(f"k-mesh {base.kmesh} is fixed and meshes are to vary; leave out --kmesh and --gamma")
         usual = base.mesh(structure)
         double = KMesh((2 * usual.size[0], 2 * usual.size[1], 2 * usual.size[2]), usual.shift)
         variants = [replace(base, kmesh=m) for m in meshes or (KMesh(), usual, double)]
@@ -128,6 +170,7 @@ def converge(
             Row(
                 kmesh=str(mesh),
                 points=len(mesh.points()[0]),
+                reach=mesh.reach(structure.cell),
                 cutoff=label.settings.energy_cutoff(structure),
                 l1=100 * float(np.abs(difference).sum() / reference.density.sum()),
                 rms_per_bohr3=float(np.sqrt((difference**2).mean())) * PER_ANGSTROM3,
@@ -135,7 +178,7 @@ def converge(
                 seconds=label.seconds,
             )
         )
-    return Convergence(rows, reference.engine)
+    return Convergence(rows, reference.engine, "cutoff" if cutoffs else "k-mesh")
 
 
 def add_parser(commands: Any) -> None:
@@ -189,9 +232,7 @@ def run(options: argparse.Namespace) -> None:
         progress=(lambda text: print(f"computing {text}", file=sys.stderr)) if sys.stderr.isatty() else None,
     )
     if options.json:
-        print(json.dumps({"engine": table.engine, "rows": [asdict(row) for row in table.rows]}))
+        print(json.dumps({**asdict(table), "limit": table.limit, "converged": table.converged}))
         return
     print(table)
-    usual = table.rows[-2]
-    verdict = "converged" if usual.l1 < LIMIT else "not converged"
-    print(f"the last step but one is {verdict}: {usual.l1:.2f} % against a limit of {LIMIT} %")
+    print(table.verdict)

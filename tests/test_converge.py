@@ -19,7 +19,7 @@ from gpurho.datasets import open_dataset
 from gpurho.dft.base import DFTSettings, KMesh
 from gpurho.dft.calculator import EngineCalculator
 from gpurho.errors import SettingsError, StructureError
-from gpurho.pipelines.converge import converge, parse_mesh
+from gpurho.pipelines.converge import Convergence, Row, converge, parse_mesh
 from gpurho.pipelines.structures import read_structures, write_structures
 from gpurho.structure import Structure
 
@@ -60,6 +60,76 @@ def test_cutoffs_share_one_grid_and_the_defaults_double_the_mesh():
         converge(bulk("Al", cubic=True), [KMesh()], [100.0], engine=ToyEngine())
     with pytest.raises(SettingsError, match="two or more"):
         converge(bulk("Al", cubic=True), [KMesh()], engine=ToyEngine())
+
+    with pytest.raises(SettingsError, match="leave out --cutoff"):
+        converge(bulk("Al", cubic=True), cutoffs=[100, 150], engine=ToyEngine(), settings=DFTSettings(cutoff=120.0))
+    with pytest.raises(SettingsError, match="leave out --kmesh"):
+        converge(
+            bulk("Al", cubic=True),
+            [KMesh(), KMesh((2, 2, 2))],
+            engine=ToyEngine(),
+            settings=DFTSettings(cutoff=100.0, kmesh=KMesh()),
+        )
+
+
+def table(kind, *rows):
+    """A table of (L1 error, cutoff, reach)."""
+    return Convergence([Row("1x1x1", 1, reach, cutoff, l1, 0, 0, 1) for l1, cutoff, reach in rows], "toy", kind)
+
+
+def test_verdicts():
+    # The same change passes for k-points and not for cutoffs.
+    meshes = table("k-mesh", (2, 400, 4), (0.4, 400, 22), (0, 400, 44))
+    assert meshes.converged
+    assert meshes.verdict == "the last step but one is converged: 0.40 % against a limit of 0.5 %"
+    cutoffs = table("cutoff", (0.4, 400, 22), (0, 600, 22))
+    assert cutoffs.converged is False
+    assert "not converged: 0.40 % against a limit of 0.3 %" in cutoffs.verdict
+    assert table("cutoff", (0.29, 400, 22), (0, 600, 22)).converged
+    # A coarse reference says nothing.
+    lower = table("cutoff", (0.1, 600, 22), (0.1, 400, 22), (0.1, 500, 22), (0, 400, 22))
+    assert lower.converged is None
+    assert "lower cutoff than row 1, 3;" in lower.verdict
+    coarser = table("k-mesh", (0.1, 400, 22), (0, 400, 4))
+    assert coarser.verdict.startswith("no verdict: the reference, the last row, has coarser k-points than row 1;")
+
+
+def test_the_reach_of_rows_ranks_meshes():
+    # A shifted mesh with half as many points resolves more.
+    meshes = [KMesh((2, 2, 2)), KMesh((2, 2, 2), (0.5, 0.5, 0.5))]
+    settings = DFTSettings(cutoff=100.0)
+    atoms = bulk("Al", cubic=True, a=4.0)
+    right = converge(atoms, meshes, engine=ToyEngine(), settings=settings)
+    assert right.rows[0].points > right.rows[1].points
+    assert [row.reach for row in right.rows] == pytest.approx([8, 8])
+    assert right.finer == []
+
+
+@needs_pw
+def test_the_default_mesh_is_converged_where_doubling_shows_it():
+    atoms = bulk("Al", cubic=True, a=4.05)
+    atoms.rattle(0.1, seed=1)
+    settings = DFTSettings(cutoff=200.0)
+    usual = settings.mesh(Structure.from_ase(atoms))
+    double = KMesh(tuple(2 * n for n in usual.size), usual.shift)
+    found = converge(atoms, [KMesh(), usual, double], settings=settings)
+    assert found.rows[0].l1 > 1  # Gamma alone is far off
+    assert 0.001 < found.rows[1].l1 < 0.5
+    assert found.converged
+
+
+@needs_pw
+def test_the_default_cutoff_of_sige_is_converged():
+    atoms = bulk("Si", cubic=True, a=5.54)
+    atoms.set_chemical_symbols(["Si", "Ge"] * 4)
+    atoms.rattle(0.1, seed=1)
+    usual = DFTSettings().energy_cutoff(Structure.from_ase(atoms))
+    settings = DFTSettings(kmesh=KMesh((1, 1, 1), (0.25, 0.25, 0.25)))
+    found = converge(atoms, cutoffs=[200, usual, 600], settings=settings)
+    assert usual == 500
+    assert found.rows[0].l1 > 1
+    assert 0.001 < found.rows[1].l1 < 0.3
+    assert found.converged
 
 
 def test_meshes_by_name():

@@ -428,6 +428,6 @@ def test_energy_command_with_gpaw(al, tmp_path, capsys):
     assert abs(d["xc_mha_per_atom"]) > abs(d["free_energy_mha_per_atom"])
     with pytest.raises(EngineError, match="did not converge"):
         command(
-            "energy", tmp_path / "al.extxyz", tmp_path / "rho.h5", "--engine", "gpaw", "--cutoff", 200, "--gamma", "--scf",
-            "--max-iterations", 2,
+            "energy", tmp_path / "al.extxyz", tmp_path / "rho.h5", "--engine", "gpaw", "--cutoff", 200, "--gamma",
+            "--scf", "--max-iterations", 2,
         )  # fmt: skip
