@@ -288,12 +288,7 @@ def _trajectory(
     spread = np.sqrt(moving.get_masses() * (kB * (2 * temperature)))
     moving.set_momenta(rng.standard_normal(size=(len(moving), 3)) * spread[:, None])
     dynamics = Langevin(
-        moving,
-        steps.timestep * fs,
-        temperature_K=temperature,
-        friction=steps.friction / fs,
-        fixcm=False,
-        rng=rng,
+        moving, steps.timestep * fs, temperature_K=temperature, friction=steps.friction / fs, fixcm=False, rng=rng
     )
     run = partial(_run, dynamics, moving, temperature)
     before = clock.done
