@@ -192,7 +192,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--cutoffs", type=float, nargs="+", metavar="EV", help="plane-wave cutoffs instead")
     parser.add_argument("--frame", type=int, default=-1, metavar="N", help="frame of the file (the last)")
-    parser.add_argument("--engine", default="qe", choices=("qe", "gpaw", "sparc"))
+    parser.add_argument("--engine", default="qe", help="qe, gpaw, sparc, or package.module:Class (%(default)s)")
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_settings(parser)
     parser.set_defaults(run=run)
@@ -223,6 +223,8 @@ def run(options: argparse.Namespace) -> None:
     frames = read_structures(options.structure)
     if not -len(frames) <= options.frame < len(frames):
         raise SettingsError(f"frame {options.frame} is not one of {len(frames)}; give 0 to {len(frames) - 1}")
+    if options.meshes and (options.k_reach or options.k_density):
+        raise SettingsError("--meshes says what the k-points are; leave out --k-reach and --k-density")
     table = converge(
         frames[options.frame],
         [parse_mesh(text) for text in options.meshes or ()],

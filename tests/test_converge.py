@@ -141,6 +141,13 @@ def test_meshes_by_name():
             parse_mesh(bad)
 
 
+def test_two_ways_to_name_the_meshes_are_refused(tmp_path, capsys):
+    write(tmp_path / "al.xyz", bulk("Al", cubic=True))
+    command = ["converge", str(tmp_path / "al.xyz"), "--meshes", "1x1x1", "2x2x2", "--k-reach", "20"]
+    assert main([*command, "--engine", "toy_engine:ToyEngine"]) == 1
+    assert "leave out --k-reach" in capsys.readouterr().err
+
+
 def test_frames_of_a_file(tmp_path):
     frames = [bulk("Al", cubic=True, a=4 + 0.01 * i) for i in range(5)]
     write_structures(tmp_path / "al.xyz", frames)
