@@ -142,7 +142,7 @@ def run(options: argparse.Namespace) -> int:
         except OSError as error:
             reason = f"{error.filename or options.out} cannot be written ({error.strerror or error})"
             raise StoreError(f"{reason}{kept.rescued()}") from error
-        except Exception:
+        except Exception:  # raised again at once: only the snapshots are put away first
             kept.rescue()
             raise
     kept.clear()

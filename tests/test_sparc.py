@@ -29,6 +29,7 @@ from gpurho.errors import (
 )
 from gpurho.formats import read_density, snapshot_from_density_file
 from gpurho.formats_sparc import read_inpt, read_ion, read_structure
+from gpurho.labelstore import label_key
 from gpurho.structure import Structure
 from gpurho.units import BOHR, HARTREE
 
@@ -485,6 +486,18 @@ def test_spacing(setup, tmp_path):
     assert seen()["density"]["counts"] == [51, 51, 51]
     with pytest.raises(SettingsError, match="spacing"):
         SparcEngine(pseudos=tmp_path, spacing=-1)
+
+
+def test_the_label_of_a_structure_is_named_by_what_decides_it(setup, tmp_path):
+    engine, atoms, settings, _ = setup
+    file = tmp_path / "Al.psp8"
+    psp8(file, 13, 3)
+    names = [SparcEngine(pseudos={"Al": file}, spacing=spacing).identity(atoms) for spacing in (None, 0.2)]
+    file.write_text(file.read_text() + " ")
+    names.append(SparcEngine(pseudos={"Al": file}).identity(atoms))
+    # The same file in another place is the same potential.
+    assert engine.identity(atoms) == names[0]
+    assert len({label_key(atoms, settings, name) for name in names}) == 3
 
 
 def test_dynamics(setup, files):

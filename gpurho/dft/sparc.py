@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from gpurho._textfields import put_rows
 from gpurho.density import Density
-from gpurho.dft.base import MAX_ASPECT, MIN_DISTANCE, DFTSettings, Energies, Label, check_density
+from gpurho.dft.base import DFTSettings, Energies, Label, check_density, check_structure
 from gpurho.dft.grids import fourier_resample
 from gpurho.dft.processes import execute
 from gpurho.dft.sparc_files import Cycle, Eigen, Output, Static, Step, read_aimd, read_eigen, read_out, read_static
@@ -98,6 +99,15 @@ class SparcEngine:
             raise SettingsError(f"spacing {spacing!r} angstrom cannot be used; give 0.02 to 1")
         self.pseudos = Pseudos(pseudos)
         self.spacing, self.keywords, self.scratch = spacing, dict(keywords or {}), scratch
+
+    def identity(self, structure: Structure) -> str:
+        """What decides the label of a structure besides settings: psp8 files, mesh spacing and keywords.
+
+        Raises what `ground_state` would, of a structure that cannot be done.
+        """
+        self._check(structure)
+        files = [f"{s} {hashlib.sha256(self.pseudos.file(s).read_bytes()).hexdigest()[:16]}" for s in structure.symbols]
+        return " ".join([self.name, *files, str(self.spacing), str(sorted(self.keywords.items()))])
 
     # -- the protocol -------------------------------------------------------------------------------------------
 
@@ -187,19 +197,8 @@ class SparcEngine:
         """Valence electrons of each atom, of a structure that SPARC can do."""
         from ase.data import chemical_symbols
 
-        if not structure.pbc.all():
-            raise StructureError(
-                f"pbc {structure.pbc.tolist()}: this engine does three periods; set pbc=True with vacuum"
-            )
-        lengths = np.linalg.norm(structure.cell, axis=1)
-        if lengths.max() > MAX_ASPECT * lengths.min():
-            raise StructureError(
-                f"cell vectors of {lengths.min():.3g} to {lengths.max():.3g} angstrom: over {MAX_ASPECT:g} to 1;"
-                " give a more compact cell"
-            )
         if np.linalg.det(structure.cell) < 0:
             raise StructureError("the cell vectors are left-handed, which SPARC refuses; swap two of them")
-        structure.check_overlaps(MIN_DISTANCE)
         valence = {}
         for z in np.unique(structure.numbers):
             symbol = chemical_symbols[z]
@@ -209,6 +208,7 @@ class SparcEngine:
                     f"{self.pseudos.file(symbol)} is a pseudopotential of {chemical_symbols[number]}, not {symbol}"
                 )
             valence[z] = electrons
+        check_structure(structure, {chemical_symbols[z]: n for z, n in valence.items()})
         return np.array([valence[z] for z in structure.numbers])
 
     @contextmanager
