@@ -1,12 +1,14 @@
 """Descriptors of grid points: what a model reads of the atoms around a point.
 
-Source: preprint, Algorithm 1 and section IV.C; here for any number of species, any cell and any periodicity.
+Two families. "scalar-product" is the preprint's (Algorithm 1 and section IV.C), here for any number of species, any
+cell and any periodicity. "smooth" holds, of each species' atoms, sums of radial functions and the power spectrum of
+their projections on radial functions and spherical harmonics: smooth in all positions, without an order of the atoms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +23,13 @@ from gpurho.structure import Structure, as_structure
 if TYPE_CHECKING:
     from ase import Atoms
 
-FAMILIES = ("scalar-product",)
+FAMILIES = ("scalar-product", "smooth")
+COMMON = ("species", "cutoff", "family")
+OWN = {
+    "scalar-product": ("n_distances", "n_angle_atoms", "n_angle_neighbors", "n_cross"),
+    "smooth": ("n_radial", "n_basis", "l_max", "contraction"),
+}
+"""Settings that both families have, and those that one has."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,17 @@ class DescriptorSpec:
     cutoff : float, angstrom
         Distances end here; a missing atom has this distance and cosines of 0.
     family : str
-        "scalar-product".
+        "scalar-product" or "smooth". `n_distances`, `n_angle_atoms`, `n_angle_neighbors` and `n_cross` are of the
+        first, the following of the second; those of the other family keep their defaults.
+    n_radial : int
+        Radial functions R_n(r) = T_n(2 r / cutoff - 1) (1 + cos(pi r / cutoff)) / 2 whose sums over the atoms of each
+        species are features: 1 to 64.
+    n_basis : int
+        Radial channels of each species in the power spectrum: 0 (no spectrum) to `n_radial`.
+    l_max : int
+        Largest degree of the spherical harmonics: 0 (no spectrum) to 8. Degree 0 is in the sums already.
+    contraction : nested tuples (n_species, n_basis, n_radial), optional
+        The channels' radial functions are these combinations of the R_n; without, they are the first `n_basis`.
 
     Raises
     ------
@@ -58,6 +76,10 @@ class DescriptorSpec:
     n_cross: int = 0
     cutoff: float = 9.0
     family: str = "scalar-product"
+    n_radial: int = 20
+    n_basis: int = 6
+    l_max: int = 4
+    contraction: tuple[tuple[tuple[float, ...], ...], ...] | None = None
 
     def __post_init__(self) -> None:
         from ase.data import atomic_numbers
@@ -75,12 +97,34 @@ class DescriptorSpec:
             ("n_angle_atoms", 0, self.n_distances),
             ("n_angle_neighbors", 0, 64),
             ("n_cross", 0, self.n_distances),
+            ("n_radial", 1, 64),
+            ("n_basis", 0, self.n_radial),
+            ("l_max", 0, 8),
         ):
             value = getattr(self, name)
             if not isinstance(value, int | np.integer) or not least <= value <= most:
                 raise SettingsError(f"{name} is {value!r}; give a whole number from {least} to {most}")
+            object.__setattr__(self, name, int(value))
         if not (np.isfinite(self.cutoff) and 0.5 <= self.cutoff <= 100.0):
             raise SettingsError(f"cutoff is {self.cutoff!r} angstrom; give 0.5 to 100")
+        self._check_contraction()
+        for family, names in OWN.items():
+            foreign = [n for n in names if getattr(self, n) != self.__dataclass_fields__[n].default]
+            if family != self.family and foreign:
+                raise SettingsError(f"{', '.join(foreign)} have no meaning for the family {self.family!r}; leave out")
+
+    def _check_contraction(self) -> None:
+        if self.contraction is None:
+            return
+        shape = (len(self.species), self.n_basis, self.n_radial)
+        try:
+            matrix = np.array(self.contraction, np.float64)
+        except (TypeError, ValueError):
+            matrix = np.empty(0)
+        if matrix.shape != shape or not np.isfinite(matrix).all():
+            raise SettingsError(f"contraction has shape {matrix.shape}; give finite numbers in the shape {shape}")
+        rows = tuple(tuple(tuple(float(x) for x in row) for row in rows) for rows in matrix)
+        object.__setattr__(self, "contraction", rows)
 
     @property
     def n_features(self) -> int:
@@ -88,7 +132,20 @@ class DescriptorSpec:
         return self._sizes().n_features
 
     def feature_names(self) -> list[str]:
-        """Names of the columns: ``d_Al_1`` is set I, ``cos_Al_2_1`` set II, ``cross_Si_1_Ge_2`` the cross cosines."""
+        """Names of the columns.
+
+        ``d_Al_1`` is set I, ``cos_Al_2_1`` set II, ``cross_Si_1_Ge_2`` the cross cosines; of the smooth family,
+        ``two_Al_3`` is the sum of R_3 and ``ps_Al_1_Ge_2_l3`` the product of two channels of degree 3.
+        """
+        if self.family == "smooth":
+            names = [f"two_{s}_{n}" for s in self.species for n in range(self.n_radial)]
+            channels = [f"{s}_{n}" for s in self.species for n in range(self.n_basis)]
+            return names + [
+                f"ps_{a}_{b}_l{degree}"
+                for i, a in enumerate(channels)
+                for b in channels[i:]
+                for degree in range(1, self.l_max + 1)
+            ]
         names = []
         for s in self.species:
             names += [f"d_{s}_{i + 1}" for i in range(self.n_distances)]
@@ -100,8 +157,9 @@ class DescriptorSpec:
         return names
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        return {**asdict(self), "species": list(self.species)}
+        """As plain values for JSON: the settings of the family."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name in COMMON + OWN[self.family]}
+        return {**values, "species": list(self.species)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DescriptorSpec:
@@ -127,14 +185,20 @@ class DescriptorSpec:
         return index
 
     def _sizes(self) -> Any:
+        if self.family == "smooth":
+            from gpurho.kernels.smooth import SmoothSizes
+
+            return SmoothSizes(
+                len(self.species), self.n_radial, self.n_basis, self.l_max, float(self.cutoff), self.contraction
+            )
         from gpurho.kernels.scalar_product import FeatureSizes
 
         return FeatureSizes(
             len(self.species),
-            int(self.n_distances),
-            int(self.n_angle_atoms),
-            int(self.n_angle_neighbors),
-            int(self.n_cross),
+            self.n_distances,
+            self.n_angle_atoms,
+            self.n_angle_neighbors,
+            self.n_cross,
             float(self.cutoff),
         )
 
@@ -148,7 +212,8 @@ class Features:
     values : (n_points, n_features) float32
         A NumPy array on the CPU, a torch tensor on a CUDA device.
     n_capped : int
-        Points that have fewer atoms of some species within the cutoff than `n_distances`.
+        Points that have fewer atoms of some species within the cutoff than `n_distances`; of the smooth family,
+        points that have no atom there.
     n_tied : int
         Points where the tie rule decided the order of equally distant atoms.
     n_exact : int
@@ -189,10 +254,15 @@ class Environment:
             raise DeviceError(f"device {device!r} is not known; give 'cpu', 'cuda' or 'cuda:0'")
         self._species = spec.species_index(structure)
         self._sizes = spec._sizes()
+        self._bins = bin_atoms(structure.positions, structure.cell, structure.pbc)
+        self._neighbors: Any = None
+        self._cuda: Any = None
+        if spec.family == "smooth":
+            if self.device != "cpu":
+                raise DeviceError(f"the smooth family has no kernel for {device!r} yet; give 'cpu'")
+            return
         table = nearest_table(structure, self._species, spec.n_angle_neighbors, spec.cutoff, TIE_TOLERANCE)
         self._neighbors = pack_neighbors(table.start, table.vectors, table.distances, spec.n_angle_neighbors)
-        self._bins = bin_atoms(structure.positions, structure.cell, structure.pbc)
-        self._cuda: Any = None
         if self.device != "cpu":
             from gpurho.kernels.cuda import CudaFeatures
 
@@ -222,6 +292,7 @@ class Environment:
     def _features(self, points: NDArray[np.float64], batches: Batches, hull: NDArray[np.float64], out: Any) -> Features:
         from gpurho.kernels.celllist import atoms_around, species_cells
         from gpurho.kernels.scalar_product import scalar_product_features
+        from gpurho.kernels.smooth import smooth_features
 
         # The slack is that of the kernels' own search radii.
         positions, owners = atoms_around(self._bins, hull, self.spec.cutoff + 0.01) if len(hull) else _no_atoms()
@@ -233,6 +304,8 @@ class Environment:
             out = np.empty(shape, np.float32)
         elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise SettingsError(f"out has shape {out.shape} and type {out.dtype}; give {shape} float32 in C order")
+        if self.spec.family == "smooth":
+            return Features(out, *smooth_features(points, batches, cells, self._sizes, out))
         return Features(out, *scalar_product_features(points, batches, cells, self._neighbors, self._sizes, out))
 
 

@@ -1,0 +1,84 @@
+"""Public driver of the smooth descriptors: two-body sums and a power spectrum of the atoms around a point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpurho.kernels.batches import Batches
+from gpurho.kernels.celllist import SpeciesCells
+
+CHUNK = 4
+"""Blocks of points that a thread takes at a time."""
+
+Contraction = tuple[tuple[tuple[float, ...], ...], ...]
+
+
+@dataclass(frozen=True)
+class SmoothSizes:
+    """What the descriptors of one specification hold; names as in `gpurho.descriptors.DescriptorSpec`."""
+
+    n_species: int
+    n_radial: int
+    n_basis: int
+    l_max: int
+    cutoff: float
+    contraction: Contraction | None = None
+
+    @property
+    def n_channels(self) -> int:
+        """Radial channels of all species."""
+        return self.n_species * self.n_basis
+
+    @property
+    def n_features(self) -> int:
+        """Number of columns."""
+        return self.n_species * self.n_radial + self.n_channels * (self.n_channels + 1) // 2 * self.l_max
+
+
+def smooth_features(
+    points: NDArray[np.float64],
+    batches: Batches,
+    cells: SpeciesCells,
+    sizes: SmoothSizes,
+    out: NDArray[np.float32],
+) -> tuple[int, int, int]:
+    """Descriptors of points on the CPU.
+
+    Parameters
+    ----------
+    points : (n_points, 3) float64, angstrom
+    batches : Batches
+        Of these points.
+    cells : SpeciesCells
+        All atoms, images explicit, within the cutoff of any point.
+    sizes : SmoothSizes
+    out : (n_points, n_features) float32
+        OUTPUT.
+
+    Returns
+    -------
+    n_capped, n_tied, n_exact : int
+        Points without any atom within the cutoff; 0 and 0, as smooth descriptors know no order of atoms.
+    """
+    from numba import parallel_chunksize
+
+    from gpurho.kernels.smooth_cpu import fill_smooth
+
+    counts = np.zeros(max(1, len(batches.block_start) - 1), np.int64)
+    if len(points):
+        matrix = np.zeros((sizes.n_species, sizes.n_basis, sizes.n_radial), np.float32)
+        if sizes.contraction is None:
+            for n in range(sizes.n_basis):
+                matrix[:, n, n] = 1.0
+        else:
+            matrix[:] = sizes.contraction
+        with parallel_chunksize(CHUNK):
+            fill_smooth(
+                points, batches.order, batches.start, batches.block_start,
+                cells.positions, cells.start, cells.origin, cells.edge, cells.shape,
+                sizes.l_max, sizes.cutoff, matrix, out, counts,
+            )  # fmt: skip
+    return int(counts.sum()), 0, 0
