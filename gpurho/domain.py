@@ -34,9 +34,6 @@ def domain_excess(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.maximum((x - high).amax(1), (low - x).amax(1)).clamp(min=0.0)
 
 
-def extrapolation_sigma(
-    excess: Tensor, density_mean: float, density_std: float, saturation: float = SATURATION
-) -> Tensor:
-    """Sigma of extrapolation, (n,), in the unit of the density: quadratic up to the rms density at `saturation`."""
-    rms = (density_mean * density_mean + density_std * density_std) ** 0.5
-    return (excess / saturation).clamp(max=1.0).square() * rms
+def extrapolation_sigma(excess: Tensor, density_rms: float, saturation: float = SATURATION) -> Tensor:
+    """Sigma of extrapolation, (n,), in the unit of the density: quadratic up to `density_rms` at `saturation`."""
+    return (excess / saturation).clamp(max=1.0).square() * density_rms

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gpurho.domain import domain_excess, extrapolation_sigma
 from gpurho.errors import DeviceError, ModelError, SettingsError
-from gpurho.layers import LOG_VARIANCE_LIMITS, transform_features
+from gpurho.layers import LOG_VARIANCE_LIMITS, OUTPUT_ROWS, transform_features
 
 CPU_BATCH = 4096
 """Points per batch on a CPU: measured; smaller ones lose to the waking of threads, larger ones to the caches."""
@@ -55,6 +56,8 @@ class Evaluator:
         length: float,
         density_mean: float,
         density_std: float,
+        baseline: Tensor | None,
+        density_rms: float,
         factors: tuple[float, float],
         device: torch.device,
         precision: str,
@@ -75,6 +78,11 @@ class Evaluator:
         self._high = ((feature_high - feature_mean) / feature_std).to(device)
         self.n_outside = 0
         self._offset, self._scale = float(density_mean), float(density_std)
+        self._rms = float(density_rms)
+        self._baseline: Tensor | None = None
+        if baseline is not None:
+            # One useful row of many: see the output layer of `PredictionNetwork`.
+            self._baseline = F.pad(baseline[None], (0, 0, 0, OUTPUT_ROWS - 1)).to(device)
         self._factors = factors
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
@@ -109,6 +117,7 @@ class Evaluator:
         log_variance = torch.empty_like(mean) if with_sigma else None
         variance = torch.empty_like(mean) if with_sigma else None
         excess = torch.empty_like(mean)
+        superposition = torch.empty_like(mean) if self._baseline is not None else torch.zeros(1, device=self.device)
         # Without the profiling executor a call runs the same kernels the first time and every time after.
         with torch.inference_mode(), torch.jit.optimized_execution(False):
             for start in range(0, n, self.batch_size):
@@ -118,18 +127,20 @@ class Evaluator:
                 x = self._padded(inputs)
                 out, spread = self._network(x)
                 mean[rows] = out[:count, 0]
+                if self._baseline is not None:
+                    superposition[rows] = self._two_body(features[rows], self._baseline)
                 if log_variance is not None and variance is not None:
                     excess[rows] = domain_excess(inputs, self._low, self._high)
                     log_variance[rows] = out[:count, 1]
                     variance[rows] = (self._sample_variance(x, out) if self._samples else spread)[:count]
             # In place and once over all points; the network's outputs are in units of the standardised target.
-            mean.mul_(self._scale).add_(self._offset)
+            mean.mul_(self._scale).add_(self._offset).add_(superposition)
             if log_variance is None or variance is None:
                 _require_finite(mean, "mean")
                 return mean, None, None
             aleatoric = log_variance.clamp_(*LOG_VARIANCE_LIMITS).mul_(0.5).exp_().mul_(self._scale * self._factors[0])
             epistemic = variance.sqrt_().mul_(self._scale * self._factors[1])
-            epistemic = epistemic.hypot_(extrapolation_sigma(excess, self._offset, self._scale))
+            epistemic = epistemic.hypot_(extrapolation_sigma(excess, self._rms))
             self.n_outside += int((excess >= 1.0).sum())
             for name, values in (("mean", mean), ("aleatoric", aleatoric), ("epistemic", epistemic)):
                 _require_finite(values, name)
@@ -156,6 +167,12 @@ class Evaluator:
         padded = torch.zeros((self.batch_size, x.size(1)), dtype=self._dtype, device=self.device)
         padded[: x.size(0)] = x
         return padded
+
+    def _two_body(self, features: Tensor, baseline: Tensor) -> Tensor:
+        """The part of the density that is linear in the leading columns, in a whole batch for the sake of its bits."""
+        leading = torch.zeros((self.batch_size, baseline.size(1)), dtype=torch.float32, device=self.device)
+        leading[: features.size(0)] = features[:, : baseline.size(1)]
+        return F.linear(leading, baseline)[: features.size(0), 0]
 
     def _sample_variance(self, x: Tensor, out: Tensor) -> Tensor:
         """Spread of the sampled networks, equation (4); shifted by the prediction, so that nothing cancels."""

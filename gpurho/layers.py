@@ -33,22 +33,30 @@ MAX_BLOCKS, MAX_LAYERS, MAX_WIDTH = 16, 16, 8192
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Size of a network: `blocks` x `layers` hidden layers of `width` units (preprint: 3 x 3 x 250)."""
+    """Size of a network: `blocks` x `layers` hidden layers of `width` units (preprint: 3 x 3 x 250).
+
+    No blocks make the output linear in the standardised features: Bayesian linear regression.
+    """
 
     blocks: int = 3
     layers: int = 3
     width: int = 250
 
     def __post_init__(self) -> None:
-        for name, largest in (("blocks", MAX_BLOCKS), ("layers", MAX_LAYERS), ("width", MAX_WIDTH)):
+        for name, least, largest in (("blocks", 0, MAX_BLOCKS), ("layers", 1, MAX_LAYERS), ("width", 1, MAX_WIDTH)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
-                raise ModelError(f"network {name} {value!r} is not a whole number from 1 to {largest}")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= largest:
+                raise ModelError(f"network {name} {value!r} is not a whole number from {least} to {largest}")
 
     @property
     def n_hidden(self) -> int:
         """Number of hidden layers."""
         return self.blocks * self.layers
+
+    @property
+    def skip_shape(self) -> tuple[int, int]:
+        """Shape of the coefficients of the skips; never empty, though a block of one layer has none."""
+        return (max(1, self.blocks), max(1, self.layers - 1))
 
     def shapes(self, n_features: int) -> list[tuple[int, int]]:
         """(outputs, inputs) of every layer, the output layer last."""
@@ -267,13 +275,13 @@ class DensityNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.n_layers = spec.layers
-        self.columns = torch.jit.annotate(list[int], [int(c) for c in columns])
+        # TorchScript cannot tell the type of an empty list.
+        self.columns = [int(c) for c in columns] or [0, 0]
         self.length = float(length)
         self.linears = nn.ModuleList(
             BayesianLinear(n_in, n_out, prior_scale, initial_scale) for n_out, n_in in spec.shapes(n_features)
         )
-        # At least one column, so that the tensor is never empty: a block of one layer has no skip.
-        self.skip = nn.Parameter(torch.full((spec.blocks, max(1, spec.layers - 1)), 0.5))
+        self.skip = nn.Parameter(torch.full(spec.skip_shape, 0.5))
         self.register_buffer("feature_mean", torch.zeros(n_features))
         self.register_buffer("feature_std", torch.ones(n_features))
         self.register_buffer("feature_low", torch.full((n_features,), -UNBOUNDED))

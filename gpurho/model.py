@@ -1,34 +1,27 @@
 """Models: the specification, the file, and the fast evaluation of features.
 
 A model file is one safetensors file: tensors, and the specification as JSON in its metadata. It holds no code, so
-loading one from a stranger is safe. TorchScript is used in this module alone.
+loading one from a stranger is safe. TorchScript is used in `gpurho.export` alone.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
+import math
 import os
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gpurho.domain import domain_excess, extrapolation_sigma
 from gpurho.errors import ModelError
 from gpurho.evaluator import Evaluator
-from gpurho.layers import (
-    LOG_VARIANCE_LIMITS,
-    DensityNetwork,
-    PredictionNetwork,
-    inverse_softplus_tensor,
-    transform_features,
-)
+from gpurho.export import ExportedModel, exported_archive, frozen, load_exported
+from gpurho.layers import DensityNetwork, PredictionNetwork, inverse_softplus_tensor
 from gpurho.modelspec import ModelSpec
 
 METADATA_KEY = "gpurho"
@@ -52,6 +45,8 @@ class DensityModel:
         _check_names(set(shapes), set(tensors), "model")
         for name, shape in shapes.items():
             _check_tensor(tensors[name], name, shape)
+        if "baseline" in shapes and bool(tensors["baseline"][spec.n_two_body :].any()):
+            raise ModelError(f"tensor baseline has values beyond the {spec.n_two_body} columns of two-body sums")
         self.spec = spec
         self.tensors = {name: tensors[name].detach().cpu().contiguous() for name in shapes}
 
@@ -72,14 +67,32 @@ class DensityModel:
             weights, biases, self.tensors["skip"], self.spec.network.layers, dtype, variances[0], variances[1]
         )
 
+    @property
+    def baseline(self) -> Tensor | None:
+        """Coefficients of the leading, two-body columns of the raw features in the density; None without them."""
+        return self.tensors["baseline"][: self.spec.n_two_body] if "baseline" in self.tensors else None
+
+    @property
+    def density_rms(self) -> float:
+        """How large densities were in training, e/angstrom^3.
+
+        Of the target "delta" it is found from the mean of the two-body part, whose spread is left out.
+        """
+        mean = self.spec.density_mean
+        if self.baseline is not None:
+            mean += float(self.tensors["feature_mean"][: self.spec.n_two_body].double() @ self.baseline.double())
+        return math.hypot(mean, self.spec.density_std)
+
     @classmethod
-    def from_network(cls, spec: ModelSpec, network: DensityNetwork) -> DensityModel:
-        """The model of a trained network."""
+    def from_network(cls, spec: ModelSpec, network: DensityNetwork, baseline: Tensor | None = None) -> DensityModel:
+        """The model of a trained network; `baseline` (n_features,), e/angstrom^3, with the target "delta" only."""
         tensors = {k: getattr(network, k) for k in (*FEATURE_TENSORS, "skip")}
         for i, layer in enumerate(network.linears):
             for kind in ("weight", "bias"):
                 tensors[f"layers.{i}.{kind}_mean"] = getattr(layer, f"{kind}_mean")
                 tensors[f"layers.{i}.{kind}_sigma"] = nn.functional.softplus(getattr(layer, f"{kind}_rho"))
+        if baseline is not None:
+            tensors["baseline"] = baseline.float()
         return cls(spec, {k: v.detach().clone() for k, v in tensors.items()})
 
     def network(self) -> DensityNetwork:
@@ -136,10 +149,12 @@ class DensityModel:
         resolved = resolve_precision(precision, where)
         check_uncertainty(uncertainty, samples)
         dtype = torch.bfloat16 if resolved == "bf16" else torch.float32
-        networks = [_scripted(self.prediction_network(dtype, analytic=uncertainty == "analytic"), where)]
+        if self.spec.network.n_hidden == 0:
+            dtype, resolved = torch.float32, "fp32"  # the output layer, which is all there is, runs in float32
+        networks = [frozen(self.prediction_network(dtype, analytic=uncertainty == "analytic"), where)]
         if uncertainty == "sampled":
             for index in range(samples):
-                networks.append(_scripted(self._sampled_network(dtype, seed, index), where))
+                networks.append(frozen(self._sampled_network(dtype, seed, index), where))
         factors = self.spec.calibration_factors
         return Evaluator(
             networks,
@@ -151,6 +166,8 @@ class DensityModel:
             length=self.spec.distance_length,
             density_mean=self.spec.density_mean,
             density_std=self.spec.density_std,
+            baseline=self.baseline,
+            density_rms=self.density_rms,
             factors=(factors.aleatoric, factors.epistemic),
             device=where,
             precision=resolved,
@@ -214,83 +231,7 @@ class DensityModel:
         e/angstrom^3; the specification lies in its extra file ``spec.json``. A TorchScript archive is code: read
         it back with `load_exported`, from sources you trust only.
         """
-        with _quiet_script():
-            script = torch.jit.freeze(torch.jit.script(_Exported(self).eval()))
-            buffer = _save_script(script, self.spec.to_json())
-        write_atomic(path, buffer)
-
-
-class _Exported(nn.Module):
-    """Raw features to (mean, aleatoric, epistemic), float32, in one module."""
-
-    if TYPE_CHECKING:  # TorchScript reads annotations that exist at run time
-        feature_mean: Tensor
-        feature_std: Tensor
-        feature_low: Tensor
-        feature_high: Tensor
-
-    def __init__(self, model: DensityModel) -> None:
-        super().__init__()
-        spec = model.spec
-        self.network = model.prediction_network(torch.float32, analytic=True)
-        for name in FEATURE_TENSORS:
-            self.register_buffer(name, model.tensors[name])
-        self.columns = torch.jit.annotate(list[int], spec.distance_columns())
-        self.length, self.offset, self.scale = (
-            float(spec.distance_length),
-            float(spec.density_mean),
-            float(spec.density_std),
-        )
-        self.aleatoric_factor = float(spec.calibration_factors.aleatoric)
-        self.epistemic_factor = float(spec.calibration_factors.epistemic)
-        self.low, self.high = LOG_VARIANCE_LIMITS
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = (transform_features(features, self.columns, self.length) - self.feature_mean) / self.feature_std
-        out, variance = self.network(x)
-        log_variance = torch.clamp(out[:, 1], self.low, self.high)
-        mean = out[:, 0] * self.scale + self.offset
-        aleatoric = torch.exp(0.5 * log_variance) * (self.scale * self.aleatoric_factor)
-        low = (self.feature_low - self.feature_mean) / self.feature_std
-        high = (self.feature_high - self.feature_mean) / self.feature_std
-        beyond = extrapolation_sigma(domain_excess(x, low, high), self.offset, self.scale)
-        epistemic = torch.hypot(torch.sqrt(variance) * (self.scale * self.epistemic_factor), beyond)
-        return mean, aleatoric, epistemic
-
-
-@dataclass(frozen=True)
-class ExportedModel:
-    """A TorchScript archive read back: call it with features (n, n_features)."""
-
-    spec: ModelSpec
-    module: Any
-
-    def __call__(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(mean, aleatoric, epistemic), each (n,), e/angstrom^3."""
-        with torch.inference_mode():
-            return self.module(features)
-
-
-def load_exported(path: str | os.PathLike[str], trusted: bool = False) -> ExportedModel:
-    """Read an archive that `DensityModel.export` wrote.
-
-    Raises
-    ------
-    ModelError
-        Without ``trusted=True``, since a TorchScript archive is code that runs here; or for a damaged file.
-    """
-    if trusted is not True:
-        raise ModelError(
-            f"{path}: a TorchScript archive is code that would run here; pass trusted=True if you trust its source"
-        )
-    extra = {"spec.json": ""}
-    try:
-        with _quiet_script():
-            module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ModelError(f"{path}: not a readable TorchScript archive ({str(error).splitlines()[0]})") from None
-    text = extra["spec.json"]
-    return ExportedModel(ModelSpec.from_json(text if isinstance(text, str) else text.decode(), str(path)), module)
+        write_atomic(path, exported_archive(self))
 
 
 @dataclass(frozen=True)
@@ -353,27 +294,6 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         raise ModelError(f"{target}: cannot be written ({error})") from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _quiet_script() -> Iterator[None]:
-    """TorchScript without the notices of its deprecation, which a user can do nothing about."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit.*")
-        yield
-
-
-def _scripted(network: PredictionNetwork, device: torch.device) -> Any:
-    with _quiet_script():
-        return torch.jit.freeze(torch.jit.script(network.to(device).eval()))
-
-
-def _save_script(script: Any, spec: str) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    torch.jit.save(script, buffer, _extra_files={"spec.json": spec.encode()})
-    return buffer.getvalue()
 
 
 def _check_names(expected: set[str], found: set[str], where: str) -> None:

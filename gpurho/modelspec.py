@@ -12,8 +12,11 @@ from gpurho.layers import NetworkSpec
 from gpurho.uncertainty import CalibrationFactors
 
 FORMAT = "gpurho-model"
-FORMAT_VERSION = 1
-TARGETS = ("density",)
+FORMAT_VERSION = 2
+"""Written into every file. Version 2 added the target "delta", networks without hidden layers, the posterior of the
+last layer and calibration curves; files of version 1 are read as they are."""
+
+TARGETS = ("density", "delta")
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,9 @@ class ModelSpec:
         Mean and standard deviation of the training target, which the network's output is scaled by.
     distance_length : float, angstrom
         Distances d enter the network as ``exp(-d / distance_length)``; 0 for the distances themselves.
-    target : str
-        "density".
+    target : "density" or "delta"
+        What the network gives: the density, or its difference from a two-body superposition that is linear in the
+        features, the tensor ``baseline`` (smooth family only).
     calibration_factors : CalibrationFactors
     training, dft, metrics, calibration, provenance : dict
         How it was trained, the settings of the labels, and what it reached on held-out snapshots.
@@ -57,6 +61,11 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise ModelError(f"model target {self.target!r} is not known; this version knows {', '.join(TARGETS)}")
+        if self.target == "delta" and self.descriptor.family != "smooth":
+            raise ModelError(
+                f"model target 'delta' needs descriptors of the family 'smooth', not {self.descriptor.family!r};"
+                " use target 'density'"
+            )
         for name in ("valence", "training", "dft", "metrics", "calibration", "provenance"):
             if not isinstance(getattr(self, name), dict):
                 raise ModelError(f"model {name} {getattr(self, name)!r} is not a table of names and values")
@@ -83,8 +92,16 @@ class ModelSpec:
     def distance_columns(self) -> list[int]:
         """Column ranges of the distances among the features, ``[start, stop, start, stop, ...]``."""
         d = self.descriptor
+        if d.family != "scalar-product":
+            return []
         per_species = d.n_distances + d.n_angle_atoms * d.n_angle_neighbors
         return [n for s in range(len(d.species)) for n in (s * per_species, s * per_species + d.n_distances)]
+
+    @property
+    def n_two_body(self) -> int:
+        """Leading columns of the features that are two-body sums, which ``baseline`` may use."""
+        d = self.descriptor
+        return len(d.species) * d.n_radial if d.family == "smooth" else 0
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of every tensor of the model file; all are float32."""
@@ -94,8 +111,10 @@ class ModelSpec:
             "feature_std": (n,),
             "feature_low": (n,),
             "feature_high": (n,),
-            "skip": (self.network.blocks, max(1, self.network.layers - 1)),
+            "skip": self.network.skip_shape,
         }
+        if self.target == "delta":
+            shapes["baseline"] = (n,)
         for i, (rows, columns) in enumerate(self.network.shapes(n)):
             for kind in ("mean", "sigma"):
                 shapes[f"layers.{i}.weight_{kind}"] = (rows, columns)
@@ -131,6 +150,7 @@ class ModelSpec:
                 f"{where}: format_version {version} is newer than {FORMAT_VERSION}, the newest this version reads;"
                 " upgrade gpurho"
             )
+        values["format_version"] = FORMAT_VERSION
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise ModelError(f"{where}: the specification has unknown entries {unknown}")

@@ -26,7 +26,7 @@ LAYERS = [
     {"structure"},
     {"builders", "defects", "_fcc", "grid", "partition"},
     {"neighbors", "_neighbor_providers", "descriptors"},
-    {"domain", "layers", "uncertainty", "evaluator", "modelspec", "model", "data"},
+    {"domain", "layers", "uncertainty", "evaluator", "modelspec", "export", "model", "data"},
     {"fields", "sections", "peratom", "metrics"},
     {"density", "densityfile", "journal", "store", "plotting", "datasets"}
     | {"formats", "formats_cube", "formats_vasp", "formats_xsf", "formats_sparc", "_textfields"},

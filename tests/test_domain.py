@@ -20,7 +20,7 @@ def test_excess_is_the_largest_distance_from_the_box():
 
 
 def test_sigma_of_extrapolation_grows_up_to_the_rms_density():
-    sigma = extrapolation_sigma(torch.tensor([0.0, 1.0, 5.0, 10.0, 40.0]), 3.0, 4.0)
+    sigma = extrapolation_sigma(torch.tensor([0.0, 1.0, 5.0, 10.0, 40.0]), 5.0)
     assert sigma.tolist() == pytest.approx([0.0, 0.05, 1.25, 5.0, 5.0])
 
 

@@ -78,7 +78,7 @@ def test_forward_is_the_network_of_the_design() -> None:
     np.testing.assert_allclose(net(x).detach().numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 8), (3, 1, 8), (1, 4, 8), (3, 3, 8)])
+@pytest.mark.parametrize("shape", [(0, 3, 8), (1, 1, 8), (3, 1, 8), (1, 4, 8), (3, 3, 8)])
 def test_closed_form_variance_is_that_of_the_linearised_network(shape: tuple[int, int, int]) -> None:
     """Against autograd: the sum over all weights of (df/dw)^2 sigma^2, point by point."""
     torch.manual_seed(3)
@@ -229,7 +229,7 @@ def test_bf16_hidden_layers_keep_a_float32_output_layer() -> None:
     assert 0 < (out - want).abs().max() < 0.05 * want.std()
 
 
-@pytest.mark.parametrize("values", [{"blocks": 0}, {"layers": 17}, {"width": 2.5}, {"width": True}, {"width": 10**9}])
+@pytest.mark.parametrize("values", [{"blocks": -1}, {"layers": 17}, {"width": 2.5}, {"width": True}, {"width": 10**9}])
 def test_network_spec_refuses_sizes_out_of_range(values: dict[str, object]) -> None:
     with pytest.raises(ModelError, match=next(iter(values))):
         NetworkSpec(**values)  # type: ignore[arg-type]

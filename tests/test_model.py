@@ -94,7 +94,7 @@ def _rewrite(model: DensityModel, path: Path, spec: dict[str, object] | None = N
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"format_version": 2}, "format_version 2 is newer than 1"),
+        ({"format_version": 3}, "format_version 3 is newer than 2"),
         ({"format_version": "1"}, "format_version '1'"),
         ({"format": "other"}, "not one of a gpurho model"),
         ({"surprise": 1}, "surprise"),
@@ -103,7 +103,8 @@ def _rewrite(model: DensityModel, path: Path, spec: dict[str, object] | None = N
         ({"network": {"blocks": 2, "layers": 2, "width": 10**9}}, "width 1000000000"),
         ({"network": {"depth": 2}}, "depth"),
         ({"density_std": 0.0}, "density_std"),
-        ({"target": "delta"}, "delta"),
+        ({"target": "delta"}, "delta.*smooth"),
+        ({"target": "difference"}, "target 'difference'"),
         ({"valence": {"Si": 4.0}}, "Ge"),
         ({"valence": None}, "valence None"),
         ({"valence": {"Si": 4.0, "Ge": "four"}}, "Ge: 'four'"),
