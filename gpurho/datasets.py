@@ -138,6 +138,13 @@ class Dataset(Sequence[Snapshot]):
         with h5py.File(self.path, "r") as file:
             return _attributes(file[self._groups[index]])
 
+    def n_points(self, index: int) -> int:
+        """Grid points of a snapshot, without reading its density."""
+        import h5py
+
+        with h5py.File(self.path, "r") as file:
+            return int(file[self._groups[index]]["density"].size)
+
     def fingerprint(self) -> str:
         """SHA-256 of every structure and density in their order: the same for the same data in any layout."""
         digest = hashlib.sha256(b"gpurho dataset 1")

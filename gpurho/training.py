@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,98 +17,54 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gpurho.checkpoint import read_checkpoint, write_checkpoint
 from gpurho.datasets import Dataset
-from gpurho.descriptors import DescriptorSpec
 from gpurho.errors import ModelError, SettingsError
-from gpurho.evaluator import cpu_has_bf16
-from gpurho.layers import LOG_VARIANCE_LIMITS, DensityNetwork, NetworkSpec, transform_features
-from gpurho.model import DensityModel, ModelSpec, write_atomic
-from gpurho.trainingset import Split, sample_points, valence_electrons
+from gpurho.evaluator import cpu_has_bf16, resolve_device
+from gpurho.flatnet import FlatNetwork, likelihoods
+from gpurho.model import DensityModel, ModelSpec
+from gpurho.pointstore import BYTES_BESIDE, PointStore, remove_scratch, shard_order
+from gpurho.trainingpoints import Part, Scaling, gather_points
+from gpurho.trainingset import Split, valence_electrons
+from gpurho.trainlog import TrainingLog
+from gpurho.trainsettings import TrainingSettings
 from gpurho.uncertainty import CalibrationFactors, fit_calibration
 
-CHECKPOINT_KEY = "gpurho-checkpoint"
-MAX_FEATURE_BYTES = 8 * 2**30
-ESTIMATORS = ("shared", "local")
+BF16_WIDTH = 128
+"""Narrower networks are faster in fp32: measured on a processor with AVX512-BF16."""
+
+EVALUATION_BATCH = 8192
+CUDA_CHECK_STEPS = 20
+"""Steps between two looks at the loss on a GPU, each of which waits for it."""
 
 
 @dataclass(frozen=True)
-class TrainingSettings:
-    """All that decides a training run, together with the data and the split.
+class Start:
+    """A model to go on from.
 
     Parameters
     ----------
-    n_distances, n_angle_atoms, n_angle_neighbors, n_cross, cutoff
-        Descriptors, see `DescriptorSpec`.
-    blocks, layers, width
-        Network, see `NetworkSpec`.
-    distance_length : float, angstrom
-        Distances enter as ``exp(-d / distance_length)``; 0 for the distances.
-    points_per_snapshot : int
-        Grid points drawn from every training snapshot; bounds the memory.
-    epochs, batch_size, learning_rate, warmup_steps
-        Adam with a linear warm-up and a cosine decay.
-    estimator : "shared" or "local"
-        One draw of the weights per batch, or local reparameterisation; at equal time the former fits better.
-    kl_weight : float
-        Factor on KL / N_data in the loss; 1 is equation (3). N_data counts the grid points of the training snapshots.
-    prior_scale, initial_scale : float
-        Standard deviations of prior and initial posterior of a weight, in units of 1 / sqrt(inputs of its layer).
-    precision : "auto", "fp32" or "bf16"
-        Of the matrix products; parameters and their updates are float32.
-    checkpoint_steps : int
-        Steps between checkpoints.
-    seed : int
-        Decides points, initial weights, order and noise.
+    model : DensityModel
+    frozen_layers : int
+        Its first hidden layers, which stay as they are.
+    prior : "standard" or "posterior"
+        The prior of the settings, or the model's posterior.
+    name : str
+        Of its file, for the record.
     """
 
-    n_distances: int = 60
-    n_angle_atoms: int = 15
-    n_angle_neighbors: int = 3
-    n_cross: int = 0
-    cutoff: float = 9.0
-    blocks: int = 3
-    layers: int = 3
-    width: int = 250
-    distance_length: float = 1.5
-    points_per_snapshot: int = 40_000
-    epochs: int = 10
-    batch_size: int = 512
-    learning_rate: float = 1e-3
-    warmup_steps: int = 300
-    estimator: str = "shared"
-    kl_weight: float = 1.0
-    prior_scale: float = 1.0
-    initial_scale: float = 0.05
-    precision: str = "auto"
-    checkpoint_steps: int = 500
-    seed: int = 0
+    model: DensityModel
+    frozen_layers: int = 0
+    prior: str = "standard"
+    name: str = "model"
 
     def __post_init__(self) -> None:
-        for name in ("points_per_snapshot", "epochs", "batch_size", "checkpoint_steps"):
-            if not getattr(self, name) >= 1:
-                raise SettingsError(f"{name} {getattr(self, name)!r} is not a whole number from 1 up")
-        for name in ("learning_rate", "prior_scale", "initial_scale"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise SettingsError(f"{name} {getattr(self, name)!r} is not a positive number")
-        if self.kl_weight < 0 or self.seed < 0 or self.warmup_steps < 0 or self.distance_length < 0:
-            raise SettingsError("kl_weight, seed, warmup_steps and distance_length must not be negative")
-        if self.estimator not in ESTIMATORS or self.precision not in ("auto", "fp32", "bf16"):
-            raise SettingsError(f"estimator {self.estimator!r} or precision {self.precision!r} is not known")
+        if self.prior not in ("standard", "posterior"):
+            raise SettingsError(f"prior {self.prior!r} is not known; give 'standard' or 'posterior'")
 
-    def descriptor(self, species: Sequence[str]) -> DescriptorSpec:
-        """The descriptors of these settings for some species."""
-        return DescriptorSpec(
-            tuple(species), self.n_distances, self.n_angle_atoms, self.n_angle_neighbors, self.n_cross, self.cutoff
-        )
-
-
-@dataclass
-class TrainingData:
-    """Features and standardised densities of one use, in memory."""
-
-    features: Tensor
-    target: Tensor
-    n_grid: int
+    def record(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {"model": self.model.fingerprint(), "frozen_layers": self.frozen_layers, "prior": self.prior}
 
 
 class Trainer:
@@ -116,87 +72,163 @@ class Trainer:
 
     Every draw depends on the seed and the step alone, so that a run which was interrupted and resumed gives the
     same bits as one that was not (on one machine with one number of threads).
+
+    Parameters
+    ----------
+    dataset, split : Dataset and Split, or as many of each
+    settings : TrainingSettings
+    checkpoint : path
+        The log (``.csv``) and the scratch files of features lie beside it.
+    device : str
+        "cpu" or a CUDA device.
+    start : Start, optional
+        The model to go on from; settings must be its own (`settings_of_model`).
+    tensorboard : path, optional
+        Folder for event files.
+    rank, world : int
+        Which of how many processes of a group this is (`gpurho.ddp`); each takes its part of every batch.
     """
 
     def __init__(
-        self, dataset: Dataset, split: Split, settings: TrainingSettings, checkpoint: str | os.PathLike[str]
+        self,
+        dataset: Dataset | Sequence[Dataset],
+        split: Split | Sequence[Split],
+        settings: TrainingSettings,
+        checkpoint: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        start: Start | None = None,
+        tensorboard: str | os.PathLike[str] | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self.dataset, self.split, self.settings = dataset, split, settings
+        datasets = [dataset] if isinstance(dataset, Dataset) else list(dataset)
+        splits = [split] if isinstance(split, Split) else list(split)
+        self.parts = [Part(d, s, d.fingerprint()) for d, s in zip(datasets, splits, strict=True)]
+        self.settings, self.start = settings, start
         self.checkpoint = Path(checkpoint)
-        self.valence = valence_electrons(dataset)
-        self.descriptor = settings.descriptor(sorted(self.valence))
-        size = settings.points_per_snapshot * len(split.train) * self.descriptor.n_features * 4
-        if size > MAX_FEATURE_BYTES:
-            raise SettingsError(
-                f"points_per_snapshot {settings.points_per_snapshot} would take {size / 2**30:.1f} GiB of features;"
-                f" give at most {int(settings.points_per_snapshot * MAX_FEATURE_BYTES / size)}"
-            )
-        self.fingerprint = dataset.fingerprint()
+        self.device = resolve_device(device)
+        self.rank, self.world = rank, world
+        if settings.batch_size % world:
+            raise SettingsError(f"batch_size {settings.batch_size} is not a multiple of the {world} devices")
+        found = valence_electrons(*datasets)
+        self.valence = found if start is None else start.model.spec.valence
+        if start is not None and any(self.valence.get(k) != v for k, v in found.items()):
+            raise ModelError(f"the data set has valence electrons {found}; the model has {self.valence}")
+        self.descriptor = settings.descriptor(sorted(self.valence)) if start is None else start.model.spec.descriptor
+        self.n_grid = sum(p.n_grid for p in self.parts)
         self.identity = json.dumps(
-            {"settings": asdict(settings), "split": asdict(split), "dataset": self.fingerprint}, sort_keys=True
+            {
+                "settings": asdict(settings),
+                "data": [{"split": asdict(p.split), "dataset": p.fingerprint} for p in self.parts],
+                "start": None if start is None else start.record(),
+            },
+            sort_keys=True,
         )
         self.threads = torch.get_num_threads()
-        self.step = 0
-        self._sum, self._count = 0.0, 0
-        self.history: list[dict[str, float]] = []
-        self.network: DensityNetwork
+        self.log = TrainingLog(
+            self.checkpoint.with_suffix(".csv"), Path(tensorboard) if tensorboard is not None and rank == 0 else None
+        )
+        self.step, self.stopped = 0, False
+        self._sum, self._count = torch.zeros((), dtype=torch.float64), 0
+        self._best_value, self._best_epoch = math.inf, 0
+        self._best: list[Tensor] = []
+        self._ema: list[Tensor] = []
+        self._epoch, self._loaded = -1, (-1, -1)
+        self._plan: list[tuple[int, int]] = []
+        self.net: FlatNetwork
         self.spec: ModelSpec
-        self._order, self._order_epoch = torch.empty(0, dtype=torch.long), -1
+        self.scaling: Scaling
+        self.train_store: PointStore
+        self.validation_store: PointStore
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """Rows of the log, one per epoch."""
+        return self.log.rows
 
     # --- preparation -------------------------------------------------------------------------------------------
+
+    def scratch_paths(self) -> dict[str, Path]:
+        """Scratch files of features by use."""
+        return {use: self.checkpoint.with_suffix(f".{use}.features") for use in ("train", "validation")}
+
+    def gather(self) -> None:
+        """Draw the points and compute their features, in memory where they fit the limit and this is one process."""
+        s, row = self.settings, self.descriptor.n_features * 4
+        draws, held = (sum(p.draws(use, s.points_per_snapshot) for p in self.parts) for use in ("train", "validation"))
+        self.limit = int(s.memory_limit * 2**30) - (draws + held) * (BYTES_BESIDE + 4)
+        # Of the points to validate on, raw and standardised features are kept.
+        streamed = self.world > 1 or (draws + 2 * held) * row > self.limit
+        if self.limit < 1000 * row:
+            raise SettingsError(
+                f"memory_limit {s.memory_limit} GiB is too small for {draws + held} points even with their"
+                " features on disk; give fewer points_per_snapshot"
+            )
+        paths = self.scratch_paths()
+        self.train_store, self.validation_store = (
+            gather_points(self.parts, use, self.descriptor, s, paths[use] if streamed else None, str(self.device))
+            for use in ("train", "validation")
+        )
+        size = len(self.train_store) * row * self.world
+        self.n_shards = 1 if not streamed or size <= self.limit else math.ceil(size / (0.8 * self.limit))
 
     def prepare(self) -> None:
         """Draw points, compute features, build the network."""
         s = self.settings
-        train = [self._points(i) for i in self.split.train]
-        held = [self._points(i) for i in self.split.validation]
-        density = np.concatenate([t[1] for t in train])
-        base = ModelSpec(
-            self.descriptor,
-            self.valence,
-            NetworkSpec(s.blocks, s.layers, s.width),
-            float(density.mean()),
-            float(density.std()),
-            float(s.distance_length),
+        self.gather()
+        if self.start is None:
+            spec = ModelSpec(
+                self.descriptor, self.valence, s.network(), distance_length=float(s.distance_length), target=s.target
+            )
+            self.scaling = Scaling.fit(spec, self.train_store)
+        else:
+            self.scaling = Scaling.of_model(self.start.model, self.train_store)
+        self.spec = self.scaling.spec
+        self.target, self.validation_target = (
+            self.scaling.targets(store) for store in (self.train_store, self.validation_store)
         )
+        self._weighted = bool((self.train_store.weights != 1).any())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
-            network = DensityNetwork(
-                base.network,
-                self.descriptor.n_features,
-                base.distance_columns(),
-                s.distance_length,
-                s.prior_scale,
-                s.initial_scale,
-            )
-        features = torch.from_numpy(np.concatenate([t[0] for t in train]))
-        inputs = transform_features(features, base.distance_columns(), s.distance_length).double()
-        network.feature_mean.copy_(inputs.mean(0))
-        # A column without spread (far distances that are all capped) must not be blown up.
-        network.feature_std.copy_(inputs.std(0, correction=0).clamp_min(1e-5))
-        network.feature_low.copy_(inputs.amin(0))
-        network.feature_high.copy_(inputs.amax(0))
-        del inputs
-        n_grid = sum(int(np.prod(self.dataset[i].density.shape)) for i in self.split.train)
-
-        def target(values: NDArray[np.float64]) -> Tensor:
-            return torch.from_numpy(((values - base.density_mean) / base.density_std).astype(np.float32))
-
-        self.train_data = TrainingData(features, target(density), n_grid)
-        self.validation_data = TrainingData(
-            torch.from_numpy(np.concatenate([t[0] for t in held])), target(np.concatenate([t[1] for t in held])), 0
-        )
-        self.spec, self.network = base, network
-        self.optimizer = torch.optim.Adam(network.parameters(), s.learning_rate, fused=True)
-        self.steps_per_epoch = max(1, len(features) // s.batch_size)
+            frozen = 0 if self.start is None else self.start.frozen_layers
+            net = FlatNetwork(self.spec, s.prior_scale, s.initial_scale, frozen)
+        if self.start is not None:
+            net.load(self.start.model.tensors)
+            if self.start.prior == "posterior":
+                net.prior_from_posterior()
+        self.net = net.to(self.device)
+        self._validation: Tensor | None = None
+        if self.train_store.path is None:
+            raw = self.validation_store.rows(0, len(self.validation_store))
+            self._validation = self.scaling.inputs(raw).to(self.device)
+            self._inputs: Tensor | None = self.scaling.standardise(self.train_store.rows(0, len(self.train_store)))
+        else:
+            self._inputs = None
+        decayed = [{"params": [net.mean], "weight_decay": s.weight_decay}, {"params": [net.rho, net.skip]}]
+        self.optimizer = torch.optim.AdamW(decayed, s.learning_rate, weight_decay=0.0, fused=True)
+        self._tensors = [net.mean, net.rho, net.skip]
+        self._ema = [t.detach().clone() for t in self._tensors] if s.ema > 0 else []
+        sizes = [sum(b - a for a, b in self.train_store.shard_ranges(self.n_shards, k)) for k in range(self.n_shards)]
+        self.batches = [max(1, n // s.batch_size) for n in sizes]
+        self.steps_per_epoch = sum(self.batches)
         self.n_steps = s.epochs * self.steps_per_epoch
-        use_bf16 = s.precision == "bf16" or (s.precision == "auto" and cpu_has_bf16())
-        self.autocast = torch.bfloat16 if use_bf16 else torch.float32
+        self.autocast = self._use_bf16()
+        self._module: Any = net
+        if self.world > 1:
+            from torch.nn.parallel import DistributedDataParallel
 
-    def _points(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        return sample_points(
-            self.dataset[index], self.descriptor, self.settings.points_per_snapshot, (self.settings.seed, index)
-        )
+            self._module = DistributedDataParallel(net, broadcast_buffers=False)
+
+    def _use_bf16(self) -> bool:
+        s = self.settings
+        if s.precision != "auto":
+            return s.precision == "bf16"
+        if s.width < BF16_WIDTH or s.blocks == 0:
+            return False
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_capability(self.device)[0] >= 8
+        return cpu_has_bf16()
 
     # --- the run -----------------------------------------------------------------------------------------------
 
@@ -207,140 +239,201 @@ class Trainer:
         torch.set_num_threads(self.threads)
         if self.checkpoint.exists():
             self.restore()
-        if self.step == 0:
-            self._start_log()
+        if self.step == 0 and self.rank == 0:
+            self.log.start()
         started = time.perf_counter()
-        with torch.random.fork_rng(devices=[]):
-            while self.step < self.n_steps:
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            while self.step < self.n_steps and not self.stopped:
                 likelihood = self.train_step()
-                self._sum, self._count = self._sum + likelihood, self._count + 1
                 last = self.step == self.n_steps
                 if self.step % self.steps_per_epoch == 0 or last:
-                    self._log_epoch(self._sum / self._count, time.perf_counter() - started)
-                    self._sum, self._count = 0.0, 0
-                if self.step % self.settings.checkpoint_steps == 0 or last:
+                    self._end_epoch(time.perf_counter() - started)
+                if self.step % self.settings.checkpoint_steps == 0 or last or self.stopped:
                     self.save_checkpoint()
                 if on_step is not None:
                     on_step(self, likelihood)
+        self.log.close()
+        self._take(self._best or self._ema)
         return self.model()
 
     def train_step(self) -> float:
         """One step of Adam; returns the mean negative log likelihood of the batch, without its constant."""
         s, k = self.settings, self.step
-        epoch, position = divmod(k, self.steps_per_epoch)
-        if self._order_epoch != epoch:
-            generator = torch.Generator().manual_seed(_mix(s.seed, 1, epoch))
-            self._order = torch.randperm(len(self.train_data.target), generator=generator)
-            self._order_epoch = epoch
-        rows = self._order[position * s.batch_size : (position + 1) * s.batch_size]
-        torch.manual_seed(_mix(s.seed, 2, k))
+        x, y, w = self._batch()
+        epoch = k / self.steps_per_epoch
+        estimator = s.estimator_at(epoch)
+        seeds = (s.seed, 2, k, self.rank) if estimator == "local" and self.rank else (s.seed, 2, k)
+        torch.manual_seed(_mix(*seeds))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(k)
-        x, y = self.train_data.features[rows], self.train_data.target[rows]
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast == torch.bfloat16):
-            if s.estimator == "shared":
-                out, divergence = self.network.sample_shared(x)
-            else:
-                out, divergence = self.network.sample(x), self.network.kl()
-        likelihood = negative_log_likelihood(out.float(), y)
-        loss = likelihood + s.kl_weight / self.train_data.n_grid * divergence
+            group["lr"] = s.learning_rate * s.rate_factor(k, self.n_steps)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            loss, likelihood = self._module(x, y, w, estimator, s.kl_factor(epoch) / self.n_grid, s.beta)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         self.step += 1
-        value = float(likelihood.detach())
-        if not math.isfinite(value):
-            raise ModelError(f"training diverged at step {k}: the loss is {value}; give a smaller learning_rate")
-        return value
+        if s.ema > 0:
+            # Early on, when there is little to average over, the mean must not cling to the start.
+            decay = min(s.ema, (1 + k) / (10 + k))
+            for mean, value in zip(self._ema, self._tensors, strict=True):
+                mean.lerp_(value.detach(), 1.0 - decay)
+        if self.world > 1:
+            torch.distributed.all_reduce(likelihood, torch.distributed.ReduceOp.SUM)
+            likelihood = likelihood / self.world
+        self._sum, self._count = self._sum.to(likelihood.device) + likelihood, self._count + 1
+        if self.device.type == "cuda" and k % CUDA_CHECK_STEPS:
+            return self._seen
+        self._seen = float(likelihood)
+        if not math.isfinite(self._seen):
+            raise ModelError(f"training diverged at step {k}: the loss is {self._seen}; give a smaller learning_rate")
+        return self._seen
 
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine down to a thousandth."""
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Inputs, targets and weights (None for all 1) of the present step: this process's part of the batch."""
         s = self.settings
-        warm = min(1.0, (step + 1) / max(1, s.warmup_steps))
-        return s.learning_rate * warm * (0.5 * (1 + math.cos(math.pi * step / self.n_steps)) + 1e-3)
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            order = shard_order(self.n_shards, (s.seed, 3, epoch))
+            self._plan, self._epoch = [(k, i) for k in order for i in range(self.batches[k])], epoch
+        shard, batch = self._plan[position]
+        if (epoch, shard) != self._loaded:
+            if shard != self._loaded[1]:
+                self._load(shard)
+            generator = torch.Generator().manual_seed(_mix(s.seed, 1, epoch, shard))
+            self._order = torch.randperm(len(self._y), generator=generator).to(self.device)
+            self._loaded = (epoch, shard)
+        rows = self._order[batch * s.batch_size : (batch + 1) * s.batch_size]
+        if self.world > 1:
+            rows = rows[: len(rows) // self.world * self.world][self.rank :: self.world]
+        w = None if self._w is None else self._w[rows]
+        return self._x.index_select(0, rows), self._y[rows], w
+
+    def _load(self, shard: int) -> None:
+        """Bring a shard to the device; the former one is let go first."""
+        self._x = torch.empty(0)
+        if self._inputs is not None:
+            self._x, self._y = self._inputs.to(self.device), self.target.to(self.device)
+            weights: NDArray[np.float32] = self.train_store.weights
+        else:
+            features, index = self.train_store.shard(self.n_shards, shard)
+            self._x = self.scaling.standardise(features).to(self.device)
+            self._y = self.target[torch.from_numpy(index)].to(self.device)
+            weights = self.train_store.weights[index]
+        self._w: Tensor | None = torch.from_numpy(weights).to(self.device) if self._weighted else None
+
+    def _end_epoch(self, seconds: float) -> None:
+        """Validate, log, and see whether to stop."""
+        s = self.settings
+        current = [t.detach().clone() for t in self._tensors] if self._ema else []
+        self._take(self._ema)
+        rmse, likelihood = self.validate()
+        epoch = -(-self.step // self.steps_per_epoch)
+        if self.rank == 0:
+            self.log.add(
+                {
+                    "epoch": float(epoch),
+                    "step": float(self.step),
+                    "train_nll": float(self._sum) / self._count,
+                    "kl_per_point": float(self.net.kl().detach()) / self.n_grid,
+                    "validation_rmse": rmse,
+                    "validation_nll": likelihood,
+                    "learning_rate": s.learning_rate * s.rate_factor(self.step - 1, self.n_steps),
+                    "seconds": seconds,
+                }
+            )
+        self._sum, self._count = torch.zeros((), dtype=torch.float64), 0
+        if s.patience and epoch > s.deterministic_epochs:
+            if rmse < self._best_value:
+                self._best_value, self._best_epoch = rmse, epoch
+                self._best = [t.detach().clone() for t in self._tensors]
+            self.stopped = epoch - self._best_epoch >= s.patience
+        self._take(current)
+
+    def validate(self) -> tuple[float, float]:
+        """RMSE, e/angstrom^3, and mean negative log likelihood on the points of the validation snapshots."""
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        with torch.inference_mode():
+            for i, start in enumerate(range(0, len(self.validation_store), EVALUATION_BATCH)):
+                if i % self.world != self.rank:
+                    continue
+                stop = min(start + EVALUATION_BATCH, len(self.validation_store))
+                if self._validation is not None:
+                    x = self._validation[start:stop]
+                else:
+                    x = self.scaling.inputs(self.validation_store.rows(start, stop)).to(self.device)
+                y = self.validation_target[start:stop].to(self.device)
+                out = self.net.at_means(x)
+                each = torch.stack([(out[:, 0] - y).square().mean(), likelihoods(out, y, None, 0.0)[0]])
+                total += each.double() * (stop - start)
+        if self.world > 1:
+            torch.distributed.all_reduce(total)
+        square, likelihood = (total / len(self.validation_store)).tolist()
+        if not math.isfinite(square):
+            raise ModelError(f"training diverged before step {self.step}; give a smaller learning_rate")
+        return math.sqrt(square) * self.spec.density_std, likelihood
+
+    def _take(self, tensors: list[Tensor]) -> None:
+        """Put parameters in place of the present ones; an empty list leaves them."""
+        with torch.no_grad():
+            for own, value in zip(self._tensors, tensors, strict=False):
+                own.copy_(value)
+
+    # --- results -----------------------------------------------------------------------------------------------
 
     def model(self) -> DensityModel:
         """The model as it stands, without calibration and records."""
-        return DensityModel.from_network(self.spec, self.network)
+        return DensityModel(self.spec, {**self.scaling.tensors, **self.net.tensors()})
 
     def calibrated(self, model: DensityModel, points: int = 20_000) -> DensityModel:
         """The model with calibration factors fitted on the validation snapshots."""
-        rows = torch.randperm(len(self.validation_data.target), generator=torch.Generator().manual_seed(0))[:points]
+        features, truth = self.validation_points(points)
         evaluate = model.with_spec(calibration_factors=CalibrationFactors()).evaluator(precision="fp32")
-        mean, aleatoric, epistemic = evaluate(self.validation_data.features[rows])
-        truth = self.validation_data.target[rows].double() * self.spec.density_std + self.spec.density_mean
+        mean, aleatoric, epistemic = evaluate(features)
         if aleatoric is None or epistemic is None:
             raise ModelError("calibration needs an evaluator with uncertainty")
         factors = fit_calibration((mean.double() - truth).numpy(), aleatoric.numpy(), epistemic.numpy())
         return model.with_spec(calibration_factors=factors)
 
-    # --- records -----------------------------------------------------------------------------------------------
+    def validation_points(self, points: int) -> tuple[Tensor, Tensor]:
+        """Raw features (n, F) float32 and densities (n,) float64 of up to `points` points of validation snapshots."""
+        n = len(self.validation_store)
+        rows = np.sort(np.random.default_rng(0).permutation(n)[:points])
+        features = np.empty((len(rows), self.descriptor.n_features), np.float32)
+        for start, chunk in self.validation_store.chunks(EVALUATION_BATCH):
+            a, b = np.searchsorted(rows, [start, start + len(chunk)])
+            features[a:b] = chunk[rows[a:b] - start]
+        return torch.from_numpy(features), torch.from_numpy(self.validation_store.density[rows])
 
-    @property
-    def log_path(self) -> Path:
-        """CSV table of the run, one row per epoch."""
-        return self.checkpoint.with_suffix(".csv")
-
-    def _start_log(self) -> None:
-        self.history = []
-        self.log_path.write_text(
-            "epoch,step,train_nll,kl_per_point,validation_rmse,validation_nll,learning_rate,seconds\n"
-        )
-
-    def _log_epoch(self, likelihood: float, seconds: float) -> None:
-        with torch.inference_mode():
-            out = torch.cat([self.network(x) for x in self.validation_data.features.split(8192)])
-            error = out[:, 0] - self.validation_data.target
-            row = {
-                "epoch": float(self.step // self.steps_per_epoch),
-                "step": float(self.step),
-                "train_nll": likelihood,
-                "kl_per_point": float(self.network.kl()) / self.train_data.n_grid,
-                "validation_rmse": float(error.square().mean().sqrt()) * self.spec.density_std,
-                "validation_nll": float(negative_log_likelihood(out, self.validation_data.target)),
-                "learning_rate": self.learning_rate(self.step - 1),
-                "seconds": seconds,
-            }
-        self.history.append(row)
-        with open(self.log_path, "a") as file:
-            file.write(",".join(f"{v:.6g}" for v in row.values()) + "\n")
+    # --- checkpoints -------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
         """Write all that the run needs to go on, whole or not at all."""
-        from safetensors.torch import save
-
-        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        if self.rank != 0:
+            return
+        tensors = {f"network.{i}": v for i, v in enumerate(self._tensors)}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": v for k, v in state.items()}
+        tensors |= {f"ema.{i}": v for i, v in enumerate(self._ema)} | {f"best.{i}": v for i, v in enumerate(self._best)}
         record = {
             "identity": self.identity,
             "step": self.step,
             "history": self.history,
-            "epoch_sum": self._sum,
+            "epoch_sum": float(self._sum),
             "epoch_count": self._count,
+            "best": [self._best_value if self._best else 0.0, self._best_epoch],
+            "stopped": self.stopped,
         }
-        data = save(
-            {k: v.detach().contiguous() for k, v in tensors.items()}, metadata={CHECKPOINT_KEY: json.dumps(record)}
-        )
-        write_atomic(self.checkpoint, data)
+        write_checkpoint(self.checkpoint, tensors, record)
 
     def restore(self) -> None:
         """Go on from the checkpoint; raises `ModelError` when it belongs to another run."""
-        from safetensors import SafetensorError, safe_open
+        tensors, record = read_checkpoint(self.checkpoint, self.identity)
 
-        try:
-            with safe_open(str(self.checkpoint), framework="pt") as file:
-                record = json.loads((file.metadata() or {})[CHECKPOINT_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            same = record["identity"] == self.identity
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-            raise ModelError(f"{self.checkpoint}: damaged checkpoint ({error}); remove it to start anew") from None
-        if not same:
-            raise ModelError(
-                f"{self.checkpoint}: checkpoint of a run with other settings, data or split;"
-                " remove it or train to another path"
-            )
-        self.network.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("network.")})
+        def series(name: str) -> list[Tensor]:
+            return [tensors[f"{name}.{i}"].to(self.device) for i in range(3) if f"{name}.{i}" in tensors]
+
+        self._take(series("network"))
+        self._ema, self._best = series("ema"), series("best")
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name.startswith("adam."):
@@ -348,18 +441,23 @@ class Trainer:
                 state.setdefault(int(i), {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        self.step, self.history = int(record["step"]), list(record["history"])
-        self._sum, self._count = float(record["epoch_sum"]), int(record["epoch_count"])
-        with suppress(OSError):
-            # Rows of epochs after the checkpoint will be written again.
-            lines = self.log_path.read_text().splitlines()[: 1 + len(self.history)]
-            self.log_path.write_text("\n".join(lines) + "\n")
+        self.step, self.stopped = int(record["step"]), bool(record["stopped"])
+        self._sum, self._count = torch.tensor(record["epoch_sum"], dtype=torch.float64), int(record["epoch_count"])
+        if self._best:
+            self._best_value, self._best_epoch = float(record["best"][0]), int(record["best"][1])
+        if self.rank == 0:
+            self.log.resume(list(record["history"]))
+
+    def clean(self) -> None:
+        """Remove the checkpoint and the scratch files."""
+        self.checkpoint.unlink(missing_ok=True)
+        for path in self.scratch_paths().values():
+            remove_scratch(path)
 
 
 def negative_log_likelihood(out: Tensor, target: Tensor) -> Tensor:
     """Mean of equation (5) with its sign turned: ``log(sigma^2) / 2 + (f - y)^2 / (2 sigma^2)``; out is (n, 2)."""
-    log_variance = out[:, 1].clamp(*LOG_VARIANCE_LIMITS)
-    return 0.5 * (log_variance + (out[:, 0] - target).square() * torch.exp(-log_variance)).mean()
+    return likelihoods(out, target, None, 0.0)[0]
 
 
 @contextmanager
@@ -380,25 +478,37 @@ def _mix(*numbers: int) -> int:
 
 
 def training_record(trainer: Trainer, command: str) -> dict[str, Any]:
-    """What `ModelSpec.training` says about a finished run."""
-    dataset = trainer.dataset
+    """What `ModelSpec.training` says about a finished run.
 
-    def names(indices: Sequence[int]) -> list[dict[str, Any]]:
-        keep = ("trajectory", "index", "temperature_K")
-        return [{"snapshot": i, **{k: v for k, v in dataset.meta(i).items() if k in keep}} for i in indices]
+    ``datasets`` names every data set with its split; ``dataset`` and ``split`` are those of the first.
+    """
 
+    def named(part: Part) -> dict[str, Any]:
+        data, keep = part.dataset, ("trajectory", "index", "temperature_K")
+        split = {
+            use: [{"snapshot": i, **{k: v for k, v in data.meta(i).items() if k in keep}} for i in indices]
+            for use, indices in asdict(part.split).items()
+        }
+        return {"file": data.path.name, "fingerprint": part.fingerprint, "snapshots": len(data), "split": split}
+
+    datasets = [named(part) for part in trainer.parts]
+    first = dict(datasets[0])
     return {
         "command": command,
         "settings": asdict(trainer.settings),
-        "dataset": {"file": dataset.path.name, "fingerprint": trainer.fingerprint, "snapshots": len(dataset)},
-        "split": {k: names(v) for k, v in asdict(trainer.split).items()},
-        "points": len(trainer.train_data.target),
+        "dataset": {k: first[k] for k in ("file", "fingerprint", "snapshots")},
+        "split": first["split"],
+        "datasets": datasets,
+        "points": len(trainer.target),
         "steps": trainer.step,
+        "stopped_early": trainer.stopped,
         "final": trainer.history[-1] if trainer.history else {},
+        **({} if trainer.start is None else {"start": {"file": trainer.start.name, **trainer.start.record()}}),
     }
 
 
 __all__ = [
+    "Start",
     "Trainer",
     "TrainingSettings",
     "negative_log_likelihood",

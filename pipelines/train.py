@@ -1,4 +1,4 @@
-"""Train a model on a data set: split, train, calibrate, evaluate, save."""
+"""Train a model on data sets: split, train, calibrate, evaluate, save."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpurho.datasets import Dataset, open_dataset
 from gpurho.errors import OutputExistsError, SettingsError
 from gpurho.pipelines.evaluate import EvaluationReport, evaluate
-from gpurho.training import Trainer, TrainingSettings, torch_threads, training_record
-from gpurho.trainingset import Split, split_snapshots
+from gpurho.training import Start, Trainer, TrainingSettings, torch_threads, training_record
+from gpurho.trainingset import Split, split_all
+from gpurho.trainlog import StepBar
+from gpurho.trainsettings import model_entries, setting_words, settings_of_model
 
 if TYPE_CHECKING:
     from gpurho.model import DensityModel
+
+Source = Dataset | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -32,57 +36,77 @@ class TrainResult:
     path : Path
         The model file.
     settings : TrainingSettings
-    split : Split
+    splits : list of Split
+        One for every data set.
     history : list of dict
         One row per epoch, as in the CSV log beside the model.
     metrics : EvaluationReport or None
-        On the test snapshots.
+        On the test snapshots of the first data set that has any; `reports` has one of each.
     seconds : float
     """
 
     model: DensityModel
     path: Path
     settings: TrainingSettings
-    split: Split
+    splits: list[Split]
     history: list[dict[str, float]]
-    metrics: EvaluationReport | None
+    reports: list[EvaluationReport]
     seconds: float
 
+    @property
+    def split(self) -> Split:
+        """The split of the first data set."""
+        return self.splits[0]
+
+    @property
+    def metrics(self) -> EvaluationReport | None:
+        """The first of `reports`."""
+        return self.reports[0] if self.reports else None
+
     def __str__(self) -> str:
-        s = self.split
-        counts = f"{len(s.train)} training, {len(s.validation)} validation, {len(s.test)} test snapshots"
+        used = [sum(len(getattr(s, use)) for s in self.splits) for use in ("train", "validation", "test")]
+        counts = f"{used[0]} training, {used[1]} validation, {used[2]} test snapshots"
         text = f"{self.path}: trained in {self.seconds:.0f} s on {counts}"
-        return text if self.metrics is None else f"{text}\n{self.metrics}"
+        return "\n".join([text, *(str(report) for report in self.reports)])
 
 
 def train(
-    dataset: Dataset | str | os.PathLike[str],
+    dataset: Source | Sequence[Source],
     out: str | os.PathLike[str],
     *,
-    test: Sequence[int] | None = None,
-    validation: Sequence[int] | None = None,
+    test: Sequence[Any] | None = None,
+    validation: Sequence[Any] | None = None,
     test_fraction: float = 0.25,
     validation_fraction: float = 0.1,
     threads: int | None = None,
+    device: str = "cpu",
+    devices: int = 1,
     resume: bool = True,
     overwrite: bool = False,
     keep_checkpoint: bool = False,
     progress: bool = True,
+    tensorboard: str | os.PathLike[str] | None = None,
     dft: dict[str, Any] | None = None,
+    start: Start | None = None,
     **settings: Any,
 ) -> TrainResult:
-    """Train a Bayesian network on a data set and write the model file.
+    """Train a Bayesian network on data sets and write the model file.
 
     Parameters
     ----------
-    dataset : Dataset or path
+    dataset : Dataset or path, or a list of them
     out : path
         The model file, ``.safetensors``. Its checkpoint (``.checkpoint``) and log (``.csv``) lie beside it.
     test, validation : indices of snapshots, optional
-        Snapshots held out; by default `test_fraction` and `validation_fraction` of them, spread over temperatures.
-        Validation snapshots calibrate the error bars; test snapshots are only evaluated.
+        Snapshots held out, for several data sets one list for each; by default `test_fraction` and
+        `validation_fraction` of each, spread over temperatures. Validation snapshots decide when to stop and calibrate
+        the error bars; test snapshots are only evaluated.
     threads : int, optional
         Torch threads while training.
+    device : str
+        "cpu" or a CUDA device.
+    devices : int
+        Processes that share every batch: as many GPUs, or processes on the CPU.
     resume : bool
         Go on from the checkpoint of an interrupted run; with False it is removed.
     overwrite : bool
@@ -91,19 +115,23 @@ def train(
         Keep the checkpoint of the finished run.
     progress : bool
         Show a progress bar.
+    tensorboard : path, optional
+        Folder for TensorBoard's event files.
     dft : dict, optional
         Settings of the labels, for the specification; added to what the data set says.
+    start : Start, optional
+        A model to go on from; see `gpurho.pipelines.transfer.transfer`.
     **settings
-        Entries of `TrainingSettings`: epochs, points_per_snapshot, kl_weight, seed, ...
+        Entries of `TrainingSettings`: family, epochs, points_per_snapshot, patience, seed, ...
 
     Raises
     ------
     OutputExistsError
         When `out` exists and `overwrite` is False.
-    DatasetError, SettingsError, ModelError
+    MissingDependencyError
+        When TensorBoard is asked for and not installed.
+    DatasetError, SettingsError, ModelError, DeviceError
     """
-    from tqdm import tqdm
-
     started = time.perf_counter()
     path = Path(out)
     if path.suffix != ".safetensors":
@@ -116,43 +144,47 @@ def train(
     unknown = sorted(set(settings) - known)
     if unknown:
         raise SettingsError(f"settings {unknown} are not known; training has {', '.join(sorted(known))}")
-    chosen = TrainingSettings(**settings)
-    data = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
-    split = split_snapshots(data, test, validation, test_fraction, validation_fraction)
+    chosen = TrainingSettings(**settings) if start is None else settings_of_model(start.model.spec, **settings)
+    sources = [dataset] if isinstance(dataset, Dataset | str | os.PathLike) else list(dataset)
+    if not sources:
+        raise SettingsError("no data set was given; name at least one HDF5 file")
+    data = [d if isinstance(d, Dataset) else open_dataset(d) for d in sources]
+    splits = split_all(data, test, validation, test_fraction, validation_fraction)
     checkpoint = path.with_suffix(".checkpoint")
-    if not resume:
-        checkpoint.unlink(missing_ok=True)
     with torch_threads(threads):
-        trainer = Trainer(data, split, chosen, checkpoint)
-        bar = tqdm(desc="train", unit="step", disable=not progress, mininterval=1.0)
+        trainer = Trainer(data, splits, chosen, checkpoint, device=device, start=start, tensorboard=tensorboard)
+        if not resume:
+            trainer.clean()
+        if devices == 1:
+            with StepBar(progress) as bar:
+                model = trainer.run(bar)
+        else:
+            from gpurho.ddp import run_distributed
 
-        def on_step(run: Trainer, likelihood: float) -> None:
-            if bar.total is None:
-                bar.total, bar.initial, bar.n = run.n_steps, run.step - 1, run.step - 1
-            bar.set_postfix_str(f"nll {likelihood:.3f}" + _last_validation(run.history), refresh=False)
-            bar.update()
-
-        with bar:
-            model = trainer.run(on_step)
+            model = run_distributed(trainer, devices, progress)
         model = trainer.calibrated(model)
+        command = training_command(data, path, splits, chosen, threads, dft, devices, start)
         model = model.with_spec(
-            training=training_record(trainer, training_command(data, path, split, chosen, threads, dft)),
-            dft={**_label_settings(data, split), **(dft or {})},
+            training=training_record(trainer, command),
+            dft={**_label_settings(data, splits), **(dft or {})},
             provenance=_provenance(),
             library_version=_version(),
         )
-        report = None
-        if split.test:
-            report = evaluate(model, data, snapshots=split.test, progress=progress)
-            model = with_metrics(model, report)
+        reports = [
+            evaluate(model, d, snapshots=s.test, progress=progress) for d, s in zip(data, splits, strict=True) if s.test
+        ]
+        if reports:
+            model = with_metrics(model, reports[0], reports)
     model.save(path)
     if not keep_checkpoint:
-        checkpoint.unlink(missing_ok=True)
-    return TrainResult(model, path, chosen, split, trainer.history, report, time.perf_counter() - started)
+        trainer.clean()
+    return TrainResult(model, path, chosen, splits, trainer.history, reports, time.perf_counter() - started)
 
 
-def with_metrics(model: DensityModel, report: EvaluationReport) -> DensityModel:
-    """The model with the figures of `report` in its specification."""
+def with_metrics(
+    model: DensityModel, report: EvaluationReport, reports: Sequence[EvaluationReport] = ()
+) -> DensityModel:
+    """The model with the figures of `report` in its specification, and the totals of several by data set."""
     total = report.total
     names = ("coverage", "miscalibration_area", "nll", "spearman", "aleatoric_rms", "epistemic_rms")
     return model.with_spec(
@@ -162,23 +194,39 @@ def with_metrics(model: DensityModel, report: EvaluationReport) -> DensityModel:
             "precision": report.precision,
             **{k: v for k, v in total.items() if k not in names},
             "by_snapshot": {str(s.snapshot): s.metrics.l1_per_electron for s in report.snapshots},
+            **({"by_dataset": [{"dataset": r.dataset, **r.total} for r in reports]} if len(reports) > 1 else {}),
         },
         calibration={"use": "test", "uncertainty": report.uncertainty, **{k: total[k] for k in names if k in total}},
     )
 
 
 def training_command(
-    data: Dataset, path: Path, split: Split, settings: TrainingSettings, threads: int | None, dft: dict[str, Any] | None
+    data: Sequence[Dataset],
+    path: Path,
+    splits: Sequence[Split],
+    settings: TrainingSettings,
+    threads: int | None,
+    dft: dict[str, Any] | None,
+    devices: int = 1,
+    start: Start | None = None,
 ) -> str:
     """The command line that repeats a run: the split by name, and settings that are not the defaults."""
-    words = ["gpurho", "train", data.path.name, "--out", path.name]
-    default = asdict(TrainingSettings())
-    values: dict[str, Any] = {"test": list(split.test), "validation": list(split.validation)}
-    values |= {k: v for k, v in asdict(settings).items() if v != default[k]}
+    files = [d.path.name for d in data]
+    named = {use: [list(getattr(s, use)) for s in splits] for use in ("test", "validation")}
+    values: dict[str, Any] = {k: v[0] if len(v) == 1 else v for k, v in named.items()}
+    values |= setting_words(settings)
+    if start is None:
+        words = ["gpurho", "train", *files, "--out", path.name]
+    else:
+        words = ["gpurho", "transfer", start.name, *files, "--out", path.name]
+        words += ["--freeze-layers", str(start.frozen_layers), "--prior", start.prior]
+        values = {k: v for k, v in values.items() if k not in model_entries(start.model.spec)}
     if threads is not None:
         values["threads"] = threads
     if dft:
         values["dft"] = dft
+    if devices > 1:
+        values["devices"] = devices
     for key, value in values.items():
         if key in ("epochs", "seed"):
             words += [f"--{key}", str(value)]
@@ -188,13 +236,12 @@ def training_command(
     return shlex.join(words)
 
 
-def _last_validation(history: list[dict[str, float]]) -> str:
-    return f", validation RMSE {history[-1]['validation_rmse']:.2e} e/A^3" if history else ""
-
-
-def _label_settings(data: Dataset, split: Split) -> dict[str, Any]:
+def _label_settings(data: Sequence[Dataset], splits: Sequence[Split]) -> dict[str, Any]:
     known = ("kpts", "engine", "family", "pseudopotentials", "functional", "cutoff_eV")
-    return {k: v for k, v in data.meta(split.train[0]).items() if k in known}
+    for d, s in zip(data, splits, strict=True):
+        if s.train:
+            return {k: v for k, v in d.meta(s.train[0]).items() if k in known}
+    return {}
 
 
 def _provenance() -> dict[str, Any]:

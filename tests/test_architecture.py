@@ -26,11 +26,25 @@ LAYERS = [
     {"structure"},
     {"builders", "defects", "_fcc", "grid", "partition"},
     {"neighbors", "_neighbor_providers", "descriptors"},
-    {"domain", "layers", "uncertainty", "evaluator", "modelspec", "export", "model", "data"},
+    {
+        "domain",
+        "layers",
+        "uncertainty",
+        "evaluator",
+        "modelspec",
+        "prediction",
+        "export",
+        "lastlayer",
+        "calibration",
+        "model",
+        "data",
+    },
     {"fields", "sections", "peratom", "metrics"},
     {"density", "densityfile", "journal", "store", "plotting", "datasets"}
     | {"formats", "formats_cube", "formats_vasp", "formats_xsf", "formats_sparc", "_textfields"},
-    {"dft", "sampling", "labelstore", "energy", "eos", "trainingset", "training"},
+    {"dft", "sampling", "labelstore", "energy", "eos", "trainingset", "training"}
+    | {"trainsettings", "trainlog", "trainingpoints", "pointsampling", "pointstore", "baseline", "flatnet"}
+    | {"checkpoint", "ddp", "transfer"},
     {"pipelines", "cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

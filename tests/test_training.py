@@ -203,5 +203,5 @@ def test_settings_are_checked(data: Dataset, tmp_path: Path) -> None:
         train(data, tmp_path / "m.safetensors", epoch_count=3, progress=False)
     with pytest.raises(SettingsError, match="safetensors"):
         train(data, tmp_path / "m.pt", progress=False)
-    with pytest.raises(SettingsError, match="points_per_snapshot"):
-        Trainer(data, split_snapshots(data), TrainingSettings(points_per_snapshot=10**9), tmp_path / "m.checkpoint")
+    with pytest.raises(SettingsError, match="memory_limit"):
+        Trainer(data, split_snapshots(data), TrainingSettings(memory_limit=1e-6), tmp_path / "m.checkpoint").prepare()

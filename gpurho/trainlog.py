@@ -1,0 +1,106 @@
+"""The log of a training run: a CSV table beside the model and, where asked for, TensorBoard."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gpurho.errors import MissingDependencyError
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "train_nll",
+    "kl_per_point",
+    "validation_rmse",
+    "validation_nll",
+    "learning_rate",
+    "seconds",
+)
+
+
+class TrainingLog:
+    """Rows of a run, one per epoch, in memory and on disk.
+
+    Parameters
+    ----------
+    path : Path
+        The table; begun anew by `start`.
+    tensorboard : Path, optional
+        Folder of the event files.
+
+    Raises
+    ------
+    MissingDependencyError
+        When TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
+        self.path, self.rows = path, list[dict[str, float]]()
+        self._board: Any = None
+        if tensorboard is not None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise MissingDependencyError(
+                    "TensorBoard is not installed; pip install tensorboard, or leave the option out"
+                ) from None
+            self._board = SummaryWriter(str(tensorboard))
+
+    def start(self) -> None:
+        """Begin an empty table."""
+        self.rows = []
+        self.path.write_text(",".join(COLUMNS) + "\n")
+
+    def resume(self, rows: list[dict[str, float]]) -> None:
+        """Go on after some rows; later ones, which will be written again, are cut off."""
+        self.rows = rows
+        with suppress(OSError):
+            lines = self.path.read_text().splitlines()[: 1 + len(rows)]
+            self.path.write_text("\n".join(lines) + "\n")
+
+    def add(self, row: dict[str, float]) -> None:
+        """Add a row with the entries `COLUMNS`."""
+        self.rows.append(row)
+        with open(self.path, "a") as file:
+            file.write(",".join(f"{row[name]:.6g}" for name in COLUMNS) + "\n")
+        if self._board is not None:
+            for name in COLUMNS[2:]:
+                self._board.add_scalar(name, row[name], int(row["step"]))
+            self._board.flush()
+
+    def close(self) -> None:
+        """Close the event files."""
+        if self._board is not None:
+            self._board.close()
+
+
+class StepBar:
+    """A progress bar over the steps of a run, to be called after each of them; a context manager."""
+
+    def __init__(self, shown: bool, name: str = "train") -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(desc=name, unit="step", disable=not shown, mininterval=1.0)
+
+    def __enter__(self) -> StepBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def __call__(self, run: Any, likelihood: float) -> None:
+        """Show a step of the `Trainer` `run`."""
+        bar = self._bar
+        if bar.disable:
+            return
+        if bar.total is None:
+            bar.total, bar.initial, bar.n = run.n_steps, run.step - 1, run.step - 1
+        rows = run.history
+        rmse = f", validation RMSE {rows[-1]['validation_rmse']:.2e} e/A^3" if rows else ""
+        bar.set_postfix_str(f"nll {likelihood:.3f}{rmse}", refresh=False)
+        bar.update()
+
+
+__all__ = ["COLUMNS", "StepBar", "TrainingLog"]
