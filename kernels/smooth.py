@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpurho.kernels._smooth_formulas import columns, place, weight
 from gpurho.kernels.batches import Batches
 from gpurho.kernels.celllist import SpeciesCells
 
@@ -65,20 +67,29 @@ def smooth_features(
     """
     from numba import parallel_chunksize
 
-    from gpurho.kernels.smooth_cpu import fill_smooth
+    from gpurho.kernels.smooth_cpu import driver, source_version
 
     counts = np.zeros(max(1, len(batches.block_start) - 1), np.int64)
     if len(points):
-        matrix = np.zeros((sizes.n_species, sizes.n_basis, sizes.n_radial), np.float32)
-        if sizes.contraction is None:
-            for n in range(sizes.n_basis):
-                matrix[:, n, n] = 1.0
-        else:
+        contracted = sizes.contraction is not None
+        matrix = np.zeros((sizes.n_species, max(1, sizes.n_basis), sizes.n_radial), np.float32)
+        if contracted and sizes.n_basis:
             matrix[:] = sizes.contraction
+        numbers = sizes.n_species, sizes.n_radial, sizes.n_basis, sizes.l_max, int(contracted)
+        fill_smooth = driver(*numbers, source_version())
         with parallel_chunksize(CHUNK):
             fill_smooth(
                 points, batches.order, batches.start, batches.block_start,
                 cells.positions, cells.start, cells.origin, cells.edge, cells.shape,
-                sizes.l_max, sizes.cutoff, matrix, out, counts,
+                sizes.cutoff, matrix, harmonic_weights(sizes.l_max), out, counts,
             )  # fmt: skip
     return int(counts.sum()), 0, 0
+
+
+@lru_cache(maxsize=16)
+def harmonic_weights(l_max: int) -> NDArray[np.float32]:
+    """What the square of each harmonic counts in the power spectrum, degree by degree."""
+    weights = np.ones(max(1, (l_max + 1) ** 2 - 1), np.float32)
+    for key in columns(l_max):
+        weights[place(*key)] = weight(*key[:2])
+    return weights

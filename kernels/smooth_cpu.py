@@ -1,102 +1,156 @@
-"""CPU driver of the smooth descriptors (Numba, parallel over blocks of grid points)."""
+"""CPU driver of the smooth descriptors (Numba, parallel over blocks of grid points).
+
+The points of a batch are taken a SIMD register at a time. Coordinates are whole numbers of `UNIT`, so that differences
+are exact, and the atoms of a block are put in an order that depends on their positions alone: so a point's features
+have the same bits in whatever tile it lies.
+"""
 
 from __future__ import annotations
 
-import math
+# Kernels are Numba's language, which mypy does not know.
+# mypy: no-check-untyped-defs
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
 
+from gpurho.kernels import _cpu_fast, _smooth_emit, _smooth_formulas, _smooth_lanes
 from gpurho.kernels._cpu_fast import bound, cell_range, gather, sphere
+from gpurho.kernels._smooth_formulas import DAMPING
+from gpurho.kernels._smooth_lanes import DIRECTION_ROWS, W, multiply, project
+
+PER_ANGSTROM = 2.0**24
+"""Units of a coordinate. Numbers wrap around at 2^32 units, which differences survive below 128 angstrom."""
+WIDEST = 24.0
+"""Radius (angstrom) of a batch beyond which each point is a batch of its own, so that no difference wraps around."""
+PAD = 1.0e-3
+"""Slack of every search radius (angstrom)."""
 
 
-@njit(parallel=True, error_model="numpy", cache=True)
-def fill_smooth(
-    points, order, batch_start, block_start, positions, cell_start, origin, edge, shape,
-    l_max, cutoff, matrix, out, counts,
-):  # fmt: skip
-    """Descriptors of points into `out` (OUTPUT), and per block the points without atoms (OUTPUT: counts)."""
-    n_species, n_basis, n_radial = matrix.shape
-    n_channels = n_species * n_basis
-    n_lm = (l_max + 1) ** 2
-    for block in prange(len(block_start) - 1):
-        for batch in range(block_start[block], block_start[block + 1]):
-            first = batch_start[batch]
-            last = batch_start[batch + 1]
-            centre, radius = sphere(points, order, first, last)
-            low, high = cell_range(centre, cutoff + radius, origin, edge, shape)
-            c = np.empty((n_channels, n_lm))
-            y = np.empty(n_lm)
-            p_lm = np.zeros((l_max + 2, l_max + 2))
-            t = np.empty(max(2, n_radial))
-            norm = np.empty((l_max + 1, l_max + 1))
-            for deg in range(l_max + 1):
-                for m in range(deg + 1):
-                    norm[deg, m] = math.sqrt((2 if m else 1) * math.gamma(deg - m + 1) / math.gamma(deg + m + 1))
-            seen = np.zeros(last - first, np.uint8)
-            for q in range(first, last):
-                o = order[q]
-                out[o] = 0.0
-                c[:] = 0.0
-                for s in range(n_species):
-                    room = bound(cell_start[s], low, high, shape)
-                    ids = np.empty(room, np.int32)
-                    d2s = np.empty(room)
-                    n = gather(positions, cell_start[s], points[o], cutoff, low, high, shape, ids, d2s)
-                    for i in range(n):
-                        if d2s[i] >= cutoff * cutoff:
-                            continue
-                        seen[q - first] = 1
-                        a = ids[i]
-                        dx = positions[a, 0] - points[o, 0]
-                        dy = positions[a, 1] - points[o, 1]
-                        dz = positions[a, 2] - points[o, 2]
-                        r = math.sqrt(d2s[i])
-                        x = 2 * r / cutoff - 1
-                        envelope = 0.5 * (1 + math.cos(math.pi * r / cutoff))
-                        t[0] = envelope
-                        t[1] = x * envelope
-                        for k in range(2, n_radial):
-                            t[k] = 2 * x * t[k - 1] - t[k - 2]
-                        for k in range(n_radial):
-                            out[o, s * n_radial + k] += t[k]
-                        scale = 1.0 / math.sqrt(d2s[i] + 1.0)
-                        ux = dx * scale
-                        uy = dy * scale
-                        uz = dz * scale
-                        rr = d2s[i] * scale * scale
-                        re = 1.0
-                        im = 0.0
-                        diagonal = 1.0
-                        for m in range(l_max + 1):
-                            p_lm[m, m] = diagonal
-                            if m < l_max:
-                                p_lm[m + 1, m] = (2 * m + 1) * uz * diagonal
-                            for deg in range(m + 2, l_max + 1):
-                                p_lm[deg, m] = (
-                                    (2 * deg - 1) * uz * p_lm[deg - 1, m] - (deg + m - 1) * rr * p_lm[deg - 2, m]
-                                ) / (deg - m)
-                            for deg in range(m, l_max + 1):
-                                w = norm[deg, m] * p_lm[deg, m]
-                                y[deg * deg + deg + m] = w * re
-                                if m > 0:
-                                    y[deg * deg + deg - m] = w * im
-                            re, im = ux * re - uy * im, ux * im + uy * re
-                            diagonal *= 2 * m + 1
-                        for b in range(n_basis):
-                            radial = 0.0
-                            for k in range(n_radial):
-                                radial += matrix[s, b, k] * t[k]
-                            for j in range(n_lm):
-                                c[s * n_basis + b, j] += radial * y[j]
-                column = n_species * n_radial
-                for b in range(n_channels):
-                    for d in range(b, n_channels):
-                        for deg in range(1, l_max + 1):
-                            total = 0.0
-                            for j in range(deg * deg, (deg + 1) * (deg + 1)):
-                                total += c[b, j] * c[d, j]
-                            out[o, column] = total
-                            column += 1
-            for q in range(last - first):
-                counts[block] += 1 - seen[q]
+@njit(error_model="numpy")
+def _whole(x):
+    """A coordinate in units, as int32 that wraps around."""
+    return np.int32(np.int64(np.rint(x * PER_ANGSTROM)))
+
+
+@njit(error_model="numpy")
+def _rows(n):
+    """An uninitialised (n, W) float32 array that starts on a cache line."""
+    buffer = np.empty(n * W + 16, np.float32)
+    offset = np.int64((64 - (buffer.ctypes.data & np.uintp(63))) // np.uintp(4)) & 15
+    return buffer[offset : offset + n * W].reshape((n, W))
+
+
+@njit(error_model="numpy")
+def _in_order(positions, ids, n):
+    """Sort the first `n` atoms of `ids` (OUTPUT) by a number that hardly two positions share."""
+    keys = np.empty(n)
+    for i in range(n):
+        a = ids[i]
+        keys[i] = positions[a, 0] + 0.6180339887498949 * positions[a, 1] + 0.3247179572447461 * positions[a, 2]
+    ids[:n] = ids[:n][np.argsort(keys)]
+
+
+@lru_cache(maxsize=64)
+def driver(n_species: int, n_radial: int, n_basis: int, l_max: int, contracted: int, version: int) -> Any:
+    """The compiled driver of some sizes.
+
+    `contracted` is 1 where the channels are combinations of radial functions; `version` is part of the key of Numba's
+    cache, which knows nothing of called functions.
+    """
+    n_channels = n_species * n_basis if l_max else 0
+    n_harmonics = (l_max + 1) ** 2 - 1
+    n_columns = n_species * n_radial + n_channels * (n_channels + 1) // 2 * l_max
+
+    @njit(parallel=True, error_model="numpy", cache=True)
+    def fill_smooth(
+        points, order, batch_start, block_start, positions, cell_start, origin, edge, shape,
+        cutoff, matrix, weights, out, counts,
+    ):  # fmt: skip
+        """Descriptors of points into `out` (OUTPUT), and per block the points without atoms (OUTPUT: counts)."""
+        if version == 0:  # never so: it is read only to be part of the key
+            return
+        inverse_square = np.float32(1.0 / (cutoff * PER_ANGSTROM) ** 2)
+        damping = np.float32((DAMPING * PER_ANGSTROM) ** 2)
+        for block in prange(len(block_start) - 1):
+            first_batch = block_start[block]
+            last_batch = block_start[block + 1]
+            centre, radius = sphere(points, order, batch_start[first_batch], batch_start[last_batch])
+            reach = cutoff + radius + PAD
+            low, high = cell_range(centre, reach, origin, edge, shape)
+            room = 1
+            for s in range(n_species):
+                room = max(room, bound(cell_start[s], low, high, shape))
+            ids = np.empty((n_species, room), np.int32)
+            n_ids = np.empty(n_species, np.int64)
+            distances2 = np.empty(room, np.float64)
+            for s in range(n_species):
+                n_ids[s] = gather(positions, cell_start[s], centre, reach, low, high, shape, ids[s], distances2)
+                _in_order(positions, ids[s], n_ids[s])
+            atoms = np.empty((n_species, room, 4), np.int32)
+            n_atoms = np.empty(n_species, np.int64)
+            lanes = _rows(3).view(np.int32)
+            terms = _rows(room * (DIRECTION_ROWS + n_basis))
+            projections = _rows(max(1, n_channels * n_harmonics))
+            table = _rows(n_columns)
+            for batch in range(first_batch, last_batch):
+                p0 = batch_start[batch]
+                p1 = batch_start[batch + 1]
+                centre, radius = sphere(points, order, p0, p1)
+                whole = radius < WIDEST
+                begin = p0
+                while begin < p1:
+                    end = min(begin + W, p1) if whole else begin + 1
+                    if begin == p0 or not whole:
+                        if not whole:
+                            centre, radius = sphere(points, order, begin, end)
+                        far = (cutoff + radius + PAD) ** 2
+                        for s in range(n_species):
+                            n = 0
+                            for i in range(n_ids[s]):
+                                a = ids[s, i]
+                                square = 0.0
+                                for d in range(3):
+                                    square += (positions[a, d] - centre[d]) ** 2
+                                if square <= far:
+                                    for d in range(3):
+                                        atoms[s, n, d] = _whole(positions[a, d])
+                                    n += 1
+                            n_atoms[s] = n
+                    for lane in range(W):
+                        p = order[min(begin + lane, end - 1)]
+                        for d in range(3):
+                            lanes[d, lane] = _whole(points[p, d])
+                    for s in range(n_species):
+                        project(
+                            atoms[s].ctypes.data, n_atoms[s], lanes.ctypes.data, terms.ctypes.data,
+                            table[s * n_radial :].ctypes.data, projections[s * n_basis * n_harmonics :].ctypes.data,
+                            matrix[s].ctypes.data, inverse_square, damping, n_radial, n_basis, l_max, contracted,
+                        )  # fmt: skip
+                    multiply(
+                        projections.ctypes.data, weights.ctypes.data, table[n_species * n_radial :].ctypes.data,
+                        n_channels, l_max,
+                    )  # fmt: skip
+                    for lane in range(end - begin):
+                        o = order[begin + lane]
+                        for c in range(n_columns):
+                            out[o, c] = table[c, lane]
+                        alone = True
+                        for s in range(n_species):
+                            alone &= table[s * n_radial, lane] == 0.0
+                        if alone:
+                            counts[block] += 1
+                    begin = end
+
+    return fill_smooth
+
+
+def source_version() -> int:
+    """A number, never 0, that changes with the sources that the driver compiles in."""
+    digest = 1
+    for module in (_smooth_formulas, _smooth_emit, _smooth_lanes, _cpu_fast):
+        digest = zlib.crc32(Path(module.__file__).read_bytes(), digest)
+    return digest | 1

@@ -1,0 +1,106 @@
+"""The formulas of the smooth descriptors as LLVM code: vectors of grid points on the CPU, scalars on a CUDA device.
+
+Source code with everything unrolled would take Numba minutes, so the formulas are run on `Value`, whose operations
+write instructions. Here is what both targets share: the loops over the atoms of a point, with all sums in registers.
+"""
+
+from __future__ import annotations
+
+# LLVM builders and Numba's types are known to mypy as Any.
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from gpurho.kernels import _smooth_formulas as formulas
+
+FLAGS = ("contract", "nnan", "ninf", "nsz", "arcp")
+"""A multiplication and an addition may become one instruction; the order of the operations stays."""
+WORD = 4
+"""Bytes of a float32 and of an int32."""
+
+I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+
+class Value:
+    """A float32, or a vector of them, of LLVM code under construction."""
+
+    def __init__(self, builder: Any, value: Any) -> None:
+        self.builder, self.value = builder, value
+
+    def constant(self, number: float) -> Any:
+        """The LLVM constant of this value's type."""
+        kind = self.value.type
+        return ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else number)
+
+    def _operate(self, name: str, left: Any, right: Any) -> Value:
+        pair = [x.value if isinstance(x, Value) else self.constant(x) for x in (left, right)]
+        return Value(self.builder, getattr(self.builder, name)(*pair, flags=FLAGS))
+
+    def __add__(self, other: Any) -> Value:
+        return self._operate("fadd", self, other)
+
+    def __sub__(self, other: Any) -> Value:
+        return self._operate("fsub", self, other)
+
+    def __rsub__(self, other: Any) -> Value:
+        return self._operate("fsub", other, self)
+
+    def __mul__(self, other: Any) -> Value:
+        return self._operate("fmul", self, other)
+
+    def __rtruediv__(self, other: Any) -> Value:
+        return self._operate("fdiv", other, self)
+
+    def square_root(self) -> Value:
+        """The square root."""
+        kind = self.value.type
+        suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
+        function = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(kind, [kind]), f"llvm.sqrt.{suffix}"
+        )
+        return Value(self.builder, self.builder.call(function, [self.value], fastmath=FLAGS))
+
+    def smaller(self, number: float) -> Value:
+        """The smaller of this and a constant."""
+        limit = self.constant(number)
+        less = self.builder.fcmp_ordered("<", self.value, limit, flags=FLAGS)
+        return Value(self.builder, self.builder.select(less, self.value, limit))
+
+
+class Sums:
+    """Numbers that a loop adds to: LLVM keeps them in registers as far as there are some."""
+
+    def __init__(self, builder: Any, kind: Any, n: int) -> None:
+        self.builder = builder
+        self.slots = [cgutils.alloca_once(builder, kind) for _ in range(n)]
+        for slot in self.slots:
+            builder.store(zero(kind), slot)
+
+    def add(self, i: int, value: Value) -> None:
+        """Add to one of the sums."""
+        self.builder.store((self[i] + value).value, self.slots[i])
+
+    def __getitem__(self, i: int) -> Value:
+        return Value(self.builder, self.builder.load(self.slots[i]))
+
+
+def zero(kind: Any) -> Any:
+    """The zero of a float32 or of a vector."""
+    return ir.Constant(kind, [0.0] * kind.count if isinstance(kind, ir.VectorType) else 0.0)
+
+
+@contextmanager
+def loop(builder: Any, count: Any, unsigned: bool = True) -> Iterator[Any]:
+    """Code for i = 0 ... count - 1; yields i."""
+    with cgutils.for_range(builder, count) as state:
+        yield state.index
+
+
+def groups(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    """The items in as few groups of about equal size, at most `most`, as possible."""
+    n = -(-len(items) // most) if items else 0
+    ends = [len(items) * i // n for i in range(n + 1)] if n else [0]
+    return [items[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]

@@ -1,0 +1,109 @@
+"""The formulas of the smooth descriptors, once, for any kind of number.
+
+They use ``+``, ``-``, ``*`` and the functions `square_root` and `smaller` only. `gpurho.kernels._smooth_emit` runs them
+on values of LLVM, a vector of grid points on the CPU or a scalar on a CUDA device, and so compiles them for both; on
+floats they run as they stand, as in Numba's CUDA simulator.
+
+With d the vector from the point to an atom, r its length and rc the cutoff: R_n(r) = T_n(2 r / rc - 1) f(r), with
+Chebyshev's T_n and the envelope f(r) = (1 + cos(pi r / rc)) / 2; and the real solid harmonics of the damped direction
+d / sqrt(r^2 + `DAMPING`^2), whose sum of squares over m is its length to the power 2 l.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+Number: TypeAlias = Any
+
+DAMPING = 1.0
+"""Length (angstrom) below which the direction to an atom fades out, so that the features are smooth at the nuclei."""
+
+ENVELOPE = (
+    0.9999999991138825, -0.46740103628085444, 0.09455311296259773,
+    -0.011119339929582556, 0.0008600616134097623, -4.252328299841977e-05,
+)  # fmt: skip
+"""Coefficients, in powers of u, of cos(pi sqrt(u) / 2)^2 / (1 - u)^2 to 1e-9 on [0, 1]."""
+
+
+def square_root(x: Number) -> Number:
+    """The square root."""
+    return x.square_root() if hasattr(x, "square_root") else math.sqrt(x)
+
+
+def smaller(x: Number, y: float) -> Number:
+    """The smaller of a number and a constant."""
+    return x.smaller(y) if hasattr(x, "smaller") else min(x, y)
+
+
+def envelope(u: Number) -> Number:
+    """f as a function of u = (r / rc)^2 in [0, 1]; 0 at 1, as is its derivative."""
+    rest = 1.0 - u
+    value = u * ENVELOPE[-1] + ENVELOPE[-2]
+    for coefficient in ENVELOPE[-3::-1]:
+        value = value * u + coefficient
+    return rest * rest * value
+
+
+def radial_functions(u: Number, n: int) -> list[Number]:
+    """R_0 to R_(n-1) of u = (r / rc)^2; beyond the cutoff all are 0."""
+    u = smaller(u, 1.0)
+    doubled = square_root(u) * 4.0 - 2.0
+    values = [envelope(u)]
+    values.append(values[0] * doubled * 0.5)
+    while len(values) < n:
+        values.append(doubled * values[-1] - values[-2])
+    return values[:n]
+
+
+def direction(dx: Number, dy: Number, dz: Number, square: Number, damping: Number) -> tuple[Number, ...]:
+    """The damped direction and its squared length; `damping` is the square of `DAMPING` in the unit of `square`."""
+    scale = 1.0 / square_root(square + damping)
+    return dx * scale, dy * scale, dz * scale, square * (scale * scale)
+
+
+Harmonic: TypeAlias = tuple[int, int, int]
+"""A column of the projections: degree l, order m, and 0 for the part with cos(m phi), 1 for that with sin(m phi)."""
+
+
+def columns(l_max: int) -> list[Harmonic]:
+    """The harmonics of degrees 1 to `l_max` in the order in which each follows from those before it."""
+    parts = [(m, part) for m in range(l_max + 1) for part in range(2 if m else 1)]
+    return [(degree, m, part) for m, part in parts for degree in range(max(1, m), l_max + 1)]
+
+
+def harmonics(x: Number, y: Number, z: Number, square: Number, wanted: list[Harmonic]) -> list[Number]:
+    """Solid harmonics of (x, y, z), each up to the factor that `weight` squares; `square` is x^2 + y^2 + z^2."""
+    known: dict[Harmonic, Number] = {(1, 1, 0): x, (1, 1, 1): y, (1, 0, 0): z}
+
+    def value(degree: int, m: int, part: int) -> Number:
+        key = degree, m, part
+        if key not in known:
+            if degree == m:
+                # (x + i y)^m
+                cosine, sine = value(m - 1, m - 1, 0), value(m - 1, m - 1, 1)
+                known[key] = x * sine + y * cosine if part else x * cosine - y * sine
+            elif degree == m + 1:
+                known[key] = z * value(m, m, part)
+            else:
+                factor = (degree + m - 1) * (degree - m - 1) / ((2 * degree - 1) * (2 * degree - 3))
+                # The harmonic of degree 0 is 1.
+                known[key] = (
+                    z * z - square * factor
+                    if degree == 2 and m == 0
+                    else z * value(degree - 1, m, part) - (square * factor) * value(degree - 2, m, part)
+                )
+        return known[key]
+
+    return [value(*key) for key in wanted]
+
+
+def weight(degree: int, m: int) -> float:
+    """Square of what a value of `harmonics` is to be multiplied by for the sum of squares of its degree to be 1."""
+    leading = math.prod((2 * k - 1) / (k - m) for k in range(m + 1, degree + 1)) * math.prod(range(1, 2 * m, 2))
+    return (2 if m else 1) * math.factorial(degree - m) / math.factorial(degree + m) * leading**2
+
+
+def place(degree: int, m: int, part: int) -> int:
+    """Where a harmonic stands among all, degree by degree."""
+    return degree * degree - 1 + (2 * m - 1 + part if m else 0)
