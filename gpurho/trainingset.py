@@ -16,6 +16,11 @@ from gpurho.errors import DatasetError
 from gpurho.partition import make_tiles
 from gpurho.pointsampling import choose_uniform
 
+SPARSE = 0.6
+"""Below this share of a grid's points their features are computed one by one, above it tile by tile: measured."""
+
+POINTS_PER_CALL = 32_768
+
 
 @dataclass(frozen=True)
 class Split:
@@ -154,18 +159,29 @@ def point_features(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Features (n, F) and densities (n,), e/angstrom^3, of grid points by their flat indices, in the order given."""
     grid = snapshot.grid
-    rank = np.full(grid.shape, -1, np.int64)
-    rank.reshape(-1)[index] = np.arange(len(index))
     environment = Environment(snapshot.structure, spec, device)
     features = np.empty((len(index), spec.n_features), np.float32)
-    for tile in make_tiles(grid):
-        places = rank[tile.slices].ravel()
-        keep = places >= 0
-        if keep.any():
-            values = environment.tile_features(grid, tile).values
-            values = values if isinstance(values, np.ndarray) else values.cpu().numpy()
-            features[places[keep]] = values[keep]
+    if len(index) < SPARSE * grid.n_points:
+        # In ascending order, so that the points of a call are neighbours.
+        order = np.argsort(index)
+        for start in range(0, len(order), POINTS_PER_CALL):
+            places = order[start : start + POINTS_PER_CALL]
+            steps = np.stack(np.unravel_index(index[places], grid.shape), -1)[:, :, None] * grid.steps
+            points = grid.origin + steps[:, 0] + steps[:, 1] + steps[:, 2]
+            features[places] = _on_host(environment.point_features(points).values)
+    else:
+        rank = np.full(grid.shape, -1, np.int64)
+        rank.reshape(-1)[index] = np.arange(len(index))
+        for tile in make_tiles(grid):
+            places = rank[tile.slices].ravel()
+            keep = places >= 0
+            if keep.any():
+                features[places[keep]] = _on_host(environment.tile_features(grid, tile).values)[keep]
     return features, np.asarray(snapshot.density, np.float64).reshape(-1)[index]
+
+
+def _on_host(values: Any) -> NDArray[np.float32]:
+    return values if isinstance(values, np.ndarray) else values.cpu().numpy()
 
 
 def sample_points(
