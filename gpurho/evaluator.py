@@ -12,7 +12,9 @@ from torch import Tensor
 
 from gpurho.domain import domain_excess, extrapolation_sigma
 from gpurho.errors import DeviceError, ModelError, SettingsError
-from gpurho.layers import LOG_VARIANCE_LIMITS, OUTPUT_ROWS, transform_features
+from gpurho.layers import LOG_VARIANCE_LIMITS, transform_features
+from gpurho.prediction import OUTPUT_ROWS
+from gpurho.uncertainty import CalibrationFactors, curve_factors
 
 CPU_BATCH = 4096
 """Points per batch on a CPU: measured; smaller ones lose to the waking of threads, larger ones to the caches."""
@@ -21,7 +23,7 @@ CUDA_BATCH = 65536
 """Points per batch on a GPU: enough to fill it; nine layers of bf16 activations take about 0.3 GB."""
 
 PRECISIONS = ("auto", "fp32", "bf16")
-UNCERTAINTIES = ("analytic", "sampled", None)
+UNCERTAINTIES = ("analytic", "last-layer", "sampled", None)
 MAX_SAMPLES = 10_000
 
 
@@ -38,7 +40,7 @@ class Evaluator:
     device : torch.device
     precision : "fp32" or "bf16"
         As resolved from "auto".
-    uncertainty : "analytic", "sampled" or None
+    uncertainty : "analytic", "last-layer", "sampled" or None
     batch_size : int
     n_outside : int
         Points so far that lay a standard deviation or more outside of the training domain (with uncertainty only).
@@ -58,7 +60,7 @@ class Evaluator:
         density_std: float,
         baseline: Tensor | None,
         density_rms: float,
-        factors: tuple[float, float],
+        factors: CalibrationFactors,
         device: torch.device,
         precision: str,
         uncertainty: str | None,
@@ -83,7 +85,7 @@ class Evaluator:
         if baseline is not None:
             # One useful row of many: see the output layer of `PredictionNetwork`.
             self._baseline = F.pad(baseline[None], (0, 0, 0, OUTPUT_ROWS - 1)).to(device)
-        self._factors = factors
+        self._factors, self._curve = factors, factors.tensors(device)
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
 
     @property
@@ -138,8 +140,13 @@ class Evaluator:
             if log_variance is None or variance is None:
                 _require_finite(mean, "mean")
                 return mean, None, None
-            aleatoric = log_variance.clamp_(*LOG_VARIANCE_LIMITS).mul_(0.5).exp_().mul_(self._scale * self._factors[0])
-            epistemic = variance.sqrt_().mul_(self._scale * self._factors[1])
+            factors = self._factors
+            aleatoric = log_variance.clamp_(*LOG_VARIANCE_LIMITS).mul_(0.5).exp_().mul_(self._scale * factors.aleatoric)
+            epistemic = variance.sqrt_().mul_(self._scale * factors.epistemic)
+            if factors.density:
+                factor = curve_factors(mean, *self._curve)
+                aleatoric.mul_(factor)
+                epistemic.mul_(factor)
             epistemic = epistemic.hypot_(extrapolation_sigma(excess, self._rms))
             self.n_outside += int((excess >= 1.0).sum())
             for name, values in (("mean", mean), ("aleatoric", aleatoric), ("epistemic", epistemic)):
@@ -189,7 +196,9 @@ class Evaluator:
 def check_uncertainty(uncertainty: str | None, samples: int) -> None:
     """Raise `SettingsError` for an uncertainty that is not known, or a number of samples out of range."""
     if uncertainty not in UNCERTAINTIES:
-        raise SettingsError(f"uncertainty {uncertainty!r} is not known; give 'analytic', 'sampled' or None")
+        raise SettingsError(
+            f"uncertainty {uncertainty!r} is not known; give 'analytic', 'last-layer', 'sampled' or None"
+        )
     if uncertainty == "sampled" and not (isinstance(samples, int) and 2 <= samples <= MAX_SAMPLES):
         raise SettingsError(f"samples {samples!r} is not a whole number from 2 to {MAX_SAMPLES}")
 

@@ -20,6 +20,7 @@ from gpurho.domain import domain_excess, extrapolation_sigma
 from gpurho.errors import ModelError
 from gpurho.layers import LOG_VARIANCE_LIMITS, transform_features
 from gpurho.modelspec import ModelSpec
+from gpurho.uncertainty import curve_factors
 
 if TYPE_CHECKING:
     from gpurho.model import DensityModel
@@ -36,11 +37,13 @@ class _Exported(nn.Module):
         feature_low: Tensor
         feature_high: Tensor
         baseline: Tensor
+        knots: Tensor
+        curve: Tensor
 
-    def __init__(self, model: DensityModel) -> None:
+    def __init__(self, model: DensityModel, uncertainty: str) -> None:
         super().__init__()
         spec = model.spec
-        self.network = model.prediction_network(torch.float32, analytic=True)
+        self.network = model.prediction_network(torch.float32, uncertainty)
         for name in FEATURE_TENSORS:
             self.register_buffer(name, model.tensors[name])
         self.register_buffer("baseline", torch.zeros(0) if model.baseline is None else model.baseline)
@@ -51,8 +54,10 @@ class _Exported(nn.Module):
             float(spec.density_std),
         )
         self.rms = model.density_rms
-        self.aleatoric_factor = float(spec.calibration_factors.aleatoric)
-        self.epistemic_factor = float(spec.calibration_factors.epistemic)
+        factors = spec.factors(uncertainty)
+        self.aleatoric_factor, self.epistemic_factor = float(factors.aleatoric), float(factors.epistemic)
+        for name, values in zip(("knots", "curve"), factors.tensors(), strict=True):
+            self.register_buffer(name, values)
         self.low, self.high = LOG_VARIANCE_LIMITS
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,11 +65,12 @@ class _Exported(nn.Module):
         out, variance = self.network(x)
         log_variance = torch.clamp(out[:, 1], self.low, self.high)
         mean = out[:, 0] * self.scale + self.offset + torch.mv(features[:, : self.baseline.numel()], self.baseline)
-        aleatoric = torch.exp(0.5 * log_variance) * (self.scale * self.aleatoric_factor)
+        factor = curve_factors(mean, self.knots, self.curve) * self.scale
+        aleatoric = torch.exp(0.5 * log_variance) * factor * self.aleatoric_factor
         low = (self.feature_low - self.feature_mean) / self.feature_std
         high = (self.feature_high - self.feature_mean) / self.feature_std
         beyond = extrapolation_sigma(domain_excess(x, low, high), self.rms)
-        epistemic = torch.hypot(torch.sqrt(variance) * (self.scale * self.epistemic_factor), beyond)
+        epistemic = torch.hypot(torch.sqrt(variance) * factor * self.epistemic_factor, beyond)
         return mean, aleatoric, epistemic
 
 
@@ -81,11 +87,11 @@ class ExportedModel:
             return self.module(features)
 
 
-def exported_archive(model: DensityModel) -> bytes:
+def exported_archive(model: DensityModel, uncertainty: str) -> bytes:
     """The archive that `DensityModel.export` writes."""
     buffer = io.BytesIO()
     with _quiet_script():
-        script = torch.jit.freeze(torch.jit.script(_Exported(model).eval()))
+        script = torch.jit.freeze(torch.jit.script(_Exported(model, uncertainty).eval()))
         torch.jit.save(script, buffer, _extra_files={"spec.json": model.spec.to_json().encode()})
     return buffer.getvalue()
 

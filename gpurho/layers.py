@@ -22,9 +22,6 @@ from gpurho.domain import UNBOUNDED
 from gpurho.errors import ModelError
 
 N_OUTPUTS = 2
-OUTPUT_ROWS = 16
-"""Rows that the output layer is padded to for prediction."""
-
 LOG_VARIANCE_LIMITS = (-16.0, 10.0)
 """The logarithm of the aleatoric variance is clamped here, in units of the standardised target."""
 
@@ -87,11 +84,11 @@ def transform_features(x: Tensor, columns: list[int], length: float) -> Tensor:
     return torch.cat(pieces, dim=1)
 
 
-def propagate(x: Tensor, weights: list[Tensor], biases: list[Tensor], skip: Tensor, layers: int) -> Tensor:
-    """Network output (n, 2) in float32 for standardised features `x` (n, F) in the dtype of the weights.
+def last_activations(x: Tensor, weights: list[Tensor], biases: list[Tensor], skip: Tensor, layers: int) -> Tensor:
+    """Inputs (n, W) of the output layer, in its dtype, for standardised features `x` (n, F) in that of the weights.
 
     Within a block, ``h_i = gelu(W_i h_(i-1) + b_i) + skip * h_(i-1)`` from its second layer on; `skip` is
-    (blocks, layers - 1). The last layer runs in the dtype of its own weights, float32 for prediction.
+    (blocks, layers - 1).
     """
     h = x
     n_hidden = len(weights) - 1
@@ -101,7 +98,12 @@ def propagate(x: Tensor, weights: list[Tensor], biases: list[Tensor], skip: Tens
         if j > 0:
             a = torch.addcmul(a, h, skip[i // layers, j - 1])
         h = a
-    return F.linear(h.to(weights[n_hidden].dtype), weights[n_hidden], biases[n_hidden])
+    return h.to(weights[n_hidden].dtype)
+
+
+def propagate(x: Tensor, weights: list[Tensor], biases: list[Tensor], skip: Tensor, layers: int) -> Tensor:
+    """Network output (n, 2); the last layer runs in the dtype of its own weights, float32 for prediction."""
+    return F.linear(last_activations(x, weights, biases, skip, layers), weights[-1], biases[-1])
 
 
 def propagate_variance(
@@ -342,75 +344,3 @@ class DensityNetwork(nn.Module):
         for layer in self.linears:
             total = total + layer.kl()
         return total
-
-
-class PredictionNetwork(nn.Module):
-    """The network as it predicts: plain tensors, standardised features in, float32 out; scripted and frozen.
-
-    Holds float32 or bfloat16 hidden weights and a float32 output layer. ``variances`` given, `forward` returns
-    (output (n, 2), epistemic variance (n,)) by `propagate_variance`; without them the variance is empty.
-    """
-
-    if TYPE_CHECKING:
-        layers: Any
-        skip: Tensor
-
-    def __init__(
-        self,
-        weights: list[Tensor],
-        biases: list[Tensor],
-        skip: Tensor,
-        layers: int,
-        dtype: torch.dtype = torch.float32,
-        weight_variances: list[Tensor] | None = None,
-        bias_variances: list[Tensor] | None = None,
-    ) -> None:
-        super().__init__()
-        last = len(weights) - 1
-        self.n_layers = layers
-        self.analytic = weight_variances is not None
-        self.register_buffer("skip", skip.detach().to(dtype))
-        self.layers = nn.ModuleList()
-        for i in range(last + 1):
-            kind = torch.float32 if i == last and dtype == torch.bfloat16 else dtype
-            weight, bias = weights[i].detach(), biases[i].detach()
-            if i == last:
-                # Products with very few outputs take a kernel that rounds a row by its place in the batch.
-                extra = OUTPUT_ROWS - N_OUTPUTS
-                weight, bias = F.pad(weight, (0, 0, 0, extra)), F.pad(bias, (0, extra))
-            w_var = weight_variances[i] if weight_variances is not None else torch.zeros(0)
-            b_var = bias_variances[i] if bias_variances is not None else torch.zeros(0)
-            self.layers.append(_Constants(weight, bias, w_var, b_var, kind))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, F) standardised features in the network's dtype -> output (n, 2), variance (n,) or (0,)."""
-        weights: list[Tensor] = []
-        biases: list[Tensor] = []
-        weight_variances: list[Tensor] = []
-        bias_variances: list[Tensor] = []
-        for layer in self.layers:
-            weights.append(layer.weight)
-            biases.append(layer.bias)
-            weight_variances.append(layer.weight_variance)
-            bias_variances.append(layer.bias_variance)
-        if self.analytic:
-            out, variance = propagate_variance(
-                x, weights, biases, weight_variances, bias_variances, self.skip, self.n_layers
-            )
-        else:
-            out = propagate(x, weights, biases, self.skip, self.n_layers)
-            variance = torch.zeros(0, device=x.device)
-        return out[:, :2], variance
-
-
-class _Constants(nn.Module):
-    """Tensors of one layer of `PredictionNetwork`."""
-
-    def __init__(
-        self, weight: Tensor, bias: Tensor, weight_variance: Tensor, bias_variance: Tensor, dtype: torch.dtype
-    ) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight.detach().to(dtype).contiguous())
-        self.register_buffer("bias", bias.detach().to(dtype).contiguous())
-        self.register_buffer("weight_variance", weight_variance.detach().to(dtype).contiguous())
-        self.register_buffer("bias_variance", bias_variance.detach().to(dtype).contiguous())

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpurho.errors import ModelError
+from gpurho.errors import ModelError, SettingsError
 from gpurho.evaluator import Evaluator
 from gpurho.export import ExportedModel, exported_archive, frozen, load_exported
-from gpurho.layers import DensityNetwork, PredictionNetwork, inverse_softplus_tensor
+from gpurho.layers import DensityNetwork, inverse_softplus_tensor
 from gpurho.modelspec import ModelSpec
+from gpurho.prediction import PredictionNetwork
 
 METADATA_KEY = "gpurho"
 DATA_FOLDER = Path(__file__).parent / "data"
@@ -45,6 +46,8 @@ class DensityModel:
         _check_names(set(shapes), set(tensors), "model")
         for name, shape in shapes.items():
             _check_tensor(tensors[name], name, shape)
+        if "last_layer" in shapes and bool(tensors["last_layer"].triu(1).any()):
+            raise ModelError("tensor last_layer is not lower triangular")
         if "baseline" in shapes and bool(tensors["baseline"][spec.n_two_body :].any()):
             raise ModelError(f"tensor baseline has values beyond the {spec.n_two_body} columns of two-body sums")
         self.spec = spec
@@ -56,16 +59,36 @@ class DensityModel:
         return [self.tensors[f"layers.{i}.{what}"] for i in range(self.spec.network.n_hidden + 1)]
 
     def prediction_network(
-        self, dtype: torch.dtype = torch.float32, analytic: bool = True, tensors: list[list[Tensor]] | None = None
+        self,
+        dtype: torch.dtype = torch.float32,
+        uncertainty: str | None = "analytic",
+        tensors: list[list[Tensor]] | None = None,
     ) -> PredictionNetwork:
         """The network in plain tensors; `tensors` = [weights, biases] replaces the means."""
         weights, biases = tensors or [self._layers("weight_mean"), self._layers("bias_mean")]
+        analytic = uncertainty == "analytic"
         variances = (
             [[t.square() for t in self._layers(f"{k}_sigma")] for k in ("weight", "bias")] if analytic else [None, None]
         )
+        factor = self.last_layer() if uncertainty == "last-layer" else None
         return PredictionNetwork(
-            weights, biases, self.tensors["skip"], self.spec.network.layers, dtype, variances[0], variances[1]
+            weights, biases, self.tensors["skip"], self.spec.network.layers, dtype, variances[0], variances[1], factor
         )
+
+    def last_layer(self) -> Tensor:
+        """Lower-triangular L of the covariance ``L L^T`` of the density output's weights and bias, (W + 1, W + 1).
+
+        Raises
+        ------
+        ModelError
+            For a model without it.
+        """
+        if "last_layer" not in self.tensors:
+            raise ModelError(
+                "the model has no posterior of its last layer; fit one with gpurho calibrate, or use"
+                " uncertainty 'analytic'"
+            )
+        return self.tensors["last_layer"]
 
     @property
     def baseline(self) -> Tensor | None:
@@ -124,6 +147,7 @@ class DensityModel:
             "distance_length",
             "target",
             "calibration_factors",
+            "last_layer_calibration",
         )
         digest = hashlib.sha256(json.dumps({n: values[n] for n in names}, sort_keys=True).encode())
         for name in sorted(self.tensors):
@@ -151,11 +175,10 @@ class DensityModel:
         dtype = torch.bfloat16 if resolved == "bf16" else torch.float32
         if self.spec.network.n_hidden == 0:
             dtype, resolved = torch.float32, "fp32"  # the output layer, which is all there is, runs in float32
-        networks = [frozen(self.prediction_network(dtype, analytic=uncertainty == "analytic"), where)]
+        networks = [frozen(self.prediction_network(dtype, uncertainty), where)]
         if uncertainty == "sampled":
             for index in range(samples):
                 networks.append(frozen(self._sampled_network(dtype, seed, index), where))
-        factors = self.spec.calibration_factors
         return Evaluator(
             networks,
             feature_mean=self.tensors["feature_mean"],
@@ -168,7 +191,7 @@ class DensityModel:
             density_std=self.spec.density_std,
             baseline=self.baseline,
             density_rms=self.density_rms,
-            factors=(factors.aleatoric, factors.epistemic),
+            factors=self.spec.factors(uncertainty),
             device=where,
             precision=resolved,
             uncertainty=uncertainty,
@@ -182,7 +205,7 @@ class DensityModel:
         means = [t for k in kinds for t in self._layers(f"{k}_mean")]
         drawn = draw_weights(means, [t for k in kinds for t in self._layers(f"{k}_sigma")], seed, index)
         half = len(drawn) // 2
-        return self.prediction_network(dtype, analytic=False, tensors=[drawn[:half], drawn[half:]])
+        return self.prediction_network(dtype, None, [drawn[:half], drawn[half:]])
 
     # --- files -------------------------------------------------------------------------------------------------
 
@@ -224,14 +247,16 @@ class DensityModel:
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None
 
-    def export(self, path: str | os.PathLike[str]) -> None:
+    def export(self, path: str | os.PathLike[str], uncertainty: str = "analytic") -> None:
         """Write a self-contained TorchScript archive for C++ and other hosts.
 
         Its ``forward`` takes raw float32 features (n, n_features) and returns (mean, aleatoric, epistemic) in
         e/angstrom^3; the specification lies in its extra file ``spec.json``. A TorchScript archive is code: read
-        it back with `load_exported`, from sources you trust only.
+        it back with `load_exported`, from sources you trust only. `uncertainty` is "analytic" or "last-layer".
         """
-        write_atomic(path, exported_archive(self))
+        if uncertainty not in ("analytic", "last-layer"):
+            raise SettingsError(f"uncertainty {uncertainty!r} cannot be exported; give 'analytic' or 'last-layer'")
+        write_atomic(path, exported_archive(self, uncertainty))
 
 
 @dataclass(frozen=True)

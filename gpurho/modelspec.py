@@ -37,7 +37,10 @@ class ModelSpec:
     target : "density" or "delta"
         What the network gives: the density, or its difference from a two-body superposition that is linear in the
         features, the tensor ``baseline`` (smooth family only).
-    calibration_factors : CalibrationFactors
+    calibration_factors, last_layer_calibration : CalibrationFactors
+        Of the error bars "analytic" and "sampled", and of "last-layer".
+    last_layer : dict
+        How the posterior of the last layer, the tensor ``last_layer``, was fitted; empty without one.
     training, dft, metrics, calibration, provenance : dict
         How it was trained, the settings of the labels, and what it reached on held-out snapshots.
     """
@@ -50,6 +53,8 @@ class ModelSpec:
     distance_length: float = 0.0
     target: str = "density"
     calibration_factors: CalibrationFactors = field(default_factory=CalibrationFactors)
+    last_layer_calibration: CalibrationFactors = field(default_factory=CalibrationFactors)
+    last_layer: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     dft: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +71,7 @@ class ModelSpec:
                 f"model target 'delta' needs descriptors of the family 'smooth', not {self.descriptor.family!r};"
                 " use target 'density'"
             )
-        for name in ("valence", "training", "dft", "metrics", "calibration", "provenance"):
+        for name in ("valence", "last_layer", "training", "dft", "metrics", "calibration", "provenance"):
             if not isinstance(getattr(self, name), dict):
                 raise ModelError(f"model {name} {getattr(self, name)!r} is not a table of names and values")
         bad = [f"{k}: {v!r}" for k, v in self.valence.items() if not isinstance(v, int | float) or not 0 < v < 120]
@@ -119,14 +124,22 @@ class ModelSpec:
             for kind in ("mean", "sigma"):
                 shapes[f"layers.{i}.weight_{kind}"] = (rows, columns)
                 shapes[f"layers.{i}.bias_{kind}"] = (rows,)
+        if self.last_layer:
+            size = self.network.shapes(n)[-1][1] + 1
+            shapes["last_layer"] = (size, size)
         return shapes
+
+    def factors(self, uncertainty: str | None) -> CalibrationFactors:
+        """The calibration of one kind of error bars."""
+        return self.last_layer_calibration if uncertainty == "last-layer" else self.calibration_factors
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["descriptor"] = self.descriptor.to_dict()
         values["network"] = vars(self.network)
-        values["calibration_factors"] = vars(self.calibration_factors)
+        for name in ("calibration_factors", "last_layer_calibration"):
+            values[name] = vars(getattr(self, name))
         return {"format": FORMAT, **values}
 
     def to_json(self) -> str:
@@ -157,7 +170,9 @@ class ModelSpec:
         try:
             values["descriptor"] = DescriptorSpec.from_dict(values["descriptor"])
             values["network"] = NetworkSpec(**values["network"])
-            values["calibration_factors"] = CalibrationFactors(**values["calibration_factors"])
+            for name in ("calibration_factors", "last_layer_calibration"):
+                if name in values:
+                    values[name] = CalibrationFactors(**values[name])
             return cls(**values)
         except KeyError as error:
             raise ModelError(f"{where}: the specification has no entry {error}") from None

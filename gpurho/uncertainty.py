@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -68,18 +69,60 @@ def draw_weights(means: Sequence[Tensor], sigmas: Sequence[Tensor], seed: int, i
     ]
 
 
+FACTOR_LIMITS = (0.25, 4.0)
+"""Fitted calibration factors stay within these; a model that needs more should be trained again."""
+
+
 @dataclass(frozen=True)
 class CalibrationFactors:
-    """Factors on the two standard deviations, fitted after training on held-out snapshots."""
+    """Factors on the two standard deviations, fitted after training on held-out snapshots.
+
+    Parameters
+    ----------
+    aleatoric, epistemic : float
+        On all points.
+    density : tuple of float, e/angstrom^3
+        Knots of a curve of further factors by predicted density, ascending; empty for none.
+    curve : tuple of float
+        Factors on both deviations at the knots: linear between them, constant beyond the first and the last.
+    """
 
     aleatoric: float = 1.0
     epistemic: float = 1.0
+    density: tuple[float, ...] = ()
+    curve: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("aleatoric", "epistemic"):
             value = getattr(self, name)
             if not (isinstance(value, float | int) and np.isfinite(value) and 0 < value < 1e6):
                 raise SettingsError(f"calibration factor of the {name} sigma is {value!r}; it must be positive")
+        for name in ("density", "curve"):
+            object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
+        if len(self.density) != len(self.curve) or len(self.density) == 1 or len(self.density) > 1000:
+            raise SettingsError(
+                f"calibration curve has {len(self.density)} knots and {len(self.curve)} factors; give 2 or more of each"
+            )
+        rising = all(a < b for a, b in pairwise(self.density))
+        if not (rising and np.isfinite(self.density).all() and all(0 < v < 1e6 for v in self.curve)):
+            raise SettingsError(f"calibration curve {self.curve} at {self.density}: knots rise, factors are positive")
+
+    def tensors(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Knots and factors of the curve as float32 tensors for `curve_factors`."""
+        return torch.tensor(self.density, device=device), torch.tensor(self.curve, device=device)
+
+    def at(self, density: Tensor) -> Tensor:
+        """Factor of the curve at predicted densities (n,), e/angstrom^3."""
+        return curve_factors(density, *self.tensors(density.device))
+
+
+def curve_factors(density: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """The piecewise linear curve through (knots, values) at densities (n,), ones without knots; for TorchScript too."""
+    if knots.numel() < 2:
+        return torch.ones_like(density)
+    i = torch.bucketize(density, knots[1:-1])
+    low, high = knots[i], knots[i + 1]
+    return torch.lerp(values[i], values[i + 1], ((density - low) / (high - low)).clamp(0.0, 1.0))
 
 
 def fit_calibration(
@@ -94,5 +137,5 @@ def fit_calibration(
     if variance.size == 0 or not np.all(variance > 0):
         raise SettingsError("calibration needs points with a positive variance")
     factor = float(np.sqrt(np.mean(np.asarray(error, float) ** 2 / variance)))
-    factor = min(4.0, max(0.25, factor))
+    factor = min(FACTOR_LIMITS[1], max(FACTOR_LIMITS[0], factor))
     return CalibrationFactors(factor, factor)

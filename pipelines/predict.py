@@ -64,8 +64,9 @@ def predict(
         Largest step of the grid along each cell vector; 0.2 by default.
     grid : Grid or 3 ints, optional
         A grid, or the shape of one over the cell, instead of `spacing`.
-    uncertainty : "analytic", "sampled" or None
-        One pass that propagates variances; `samples` passes with weights drawn from `seed`; or the mean alone.
+    uncertainty : "analytic", "last-layer", "sampled" or None
+        One pass that propagates variances; the posterior of the last layer alone, at nearly the cost of the mean;
+        `samples` passes with weights drawn from `seed`; or the mean alone.
     conserve : "uniform", "uncertainty" or None
         Make the integral the number of valence electrons: by one factor (paper, equation 6), or by a shift in
         proportion to the variance. See `gpurho.fields.Correction`.

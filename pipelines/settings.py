@@ -32,7 +32,7 @@ DEFAULT_SPACING = 0.2
 """Mesh spacing in angstrom when none is asked for."""
 
 MAX_TILE_POINTS = 1 << 24
-UNCERTAINTIES = ("analytic", "sampled", None)
+UNCERTAINTIES = ("analytic", "last-layer", "sampled", None)
 CONSERVATIONS = ("uniform", "uncertainty", None)
 
 
@@ -133,6 +133,8 @@ def settle(
         raise SettingsError("conserve 'uncertainty' needs sigmas; give uncertainty='analytic' or conserve='uniform'")
     structure = as_structure(atoms)
     found, name = _find_model(structure, model)
+    if uncertainty == "last-layer":
+        found.last_layer()  # raises where there is none
     where = resolve_device(device)
     mesh = _settle_grid(structure, spacing, grid)
     if conserve is not None and not np.allclose(mesh.cell, structure.cell, rtol=0, atol=1e-6):

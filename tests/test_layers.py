@@ -12,7 +12,6 @@ from gpurho.layers import (
     BayesianLinear,
     DensityNetwork,
     NetworkSpec,
-    PredictionNetwork,
     _DrawWithKL,
     gaussian_kl,
     inverse_softplus,
@@ -21,6 +20,7 @@ from gpurho.layers import (
     propagate_variance,
     transform_features,
 )
+from gpurho.prediction import PredictionNetwork
 
 SPEC = NetworkSpec(2, 3, 16)
 COLUMNS = [0, 5, 8, 12]
