@@ -77,7 +77,8 @@ class PointStore:
 
     def compact(self, keep: NDArray[np.bool_], weights: NDArray[np.float32]) -> None:
         """Keep some points alone, with new weights (of all points, as many as `keep` has entries)."""
-        starts, at, counts = self.starts, 0, []
+        starts, at = self.starts, 0
+        counts: list[int] = []
         for i in range(len(self.counts)):
             rows = keep[starts[i] : starts[i + 1]]
             kept = self.rows(starts[i], starts[i + 1])[rows]
@@ -86,7 +87,8 @@ class PointStore:
                 self._write(kept.tobytes(), "r+b", at * self.n_features * 4)
             else:
                 self._memory[at : at + len(kept)] = kept
-            at, counts = at + len(kept), [*counts, len(kept)]
+            at += len(kept)
+            counts.append(len(kept))
         if self.path is None:
             self._memory = None if self._memory is None else self._memory[:at]
         else:

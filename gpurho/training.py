@@ -12,9 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from gpurho.checkpoint import read_checkpoint, write_checkpoint
@@ -23,8 +21,8 @@ from gpurho.errors import ModelError, SettingsError
 from gpurho.evaluator import cpu_has_bf16, resolve_device
 from gpurho.flatnet import FlatNetwork, likelihoods
 from gpurho.model import DensityModel, ModelSpec
-from gpurho.pointstore import BYTES_BESIDE, PointStore, remove_scratch, shard_order
-from gpurho.trainingpoints import Part, Scaling, gather_points
+from gpurho.trainingdata import TrainingData, mix_seed
+from gpurho.trainingpoints import Part
 from gpurho.trainingset import Split, valence_electrons
 from gpurho.trainlog import TrainingLog
 from gpurho.trainsettings import TrainingSettings
@@ -33,7 +31,6 @@ from gpurho.uncertainty import CalibrationFactors, fit_calibration
 BF16_WIDTH = 128
 """Narrower networks are faster in fp32: measured on a processor with AVX512-BF16."""
 
-EVALUATION_BATCH = 8192
 CUDA_CHECK_STEPS = 20
 """Steps between two looks at the loss on a GPU, each of which waits for it."""
 
@@ -105,7 +102,7 @@ class Trainer:
         datasets = [dataset] if isinstance(dataset, Dataset) else list(dataset)
         splits = [split] if isinstance(split, Split) else list(split)
         self.parts = [Part(d, s, d.fingerprint()) for d, s in zip(datasets, splits, strict=True)]
-        self.settings, self.start = settings, start
+        self.settings, self.start, self.tensorboard = settings, start, tensorboard
         self.checkpoint = Path(checkpoint)
         self.device = resolve_device(device)
         self.rank, self.world = rank, world
@@ -116,7 +113,6 @@ class Trainer:
         if start is not None and any(self.valence.get(k) != v for k, v in found.items()):
             raise ModelError(f"the data set has valence electrons {found}; the model has {self.valence}")
         self.descriptor = settings.descriptor(sorted(self.valence)) if start is None else start.model.spec.descriptor
-        self.n_grid = sum(p.n_grid for p in self.parts)
         self.identity = json.dumps(
             {
                 "settings": asdict(settings),
@@ -129,18 +125,14 @@ class Trainer:
         self.log = TrainingLog(
             self.checkpoint.with_suffix(".csv"), Path(tensorboard) if tensorboard is not None and rank == 0 else None
         )
-        self.step, self.stopped = 0, False
+        self.step, self.stopped, self._seen = 0, False, math.nan
         self._sum, self._count = torch.zeros((), dtype=torch.float64), 0
         self._best_value, self._best_epoch = math.inf, 0
         self._best: list[Tensor] = []
         self._ema: list[Tensor] = []
-        self._epoch, self._loaded = -1, (-1, -1)
-        self._plan: list[tuple[int, int]] = []
+        self.data = TrainingData(self.parts, self.descriptor, settings, self.checkpoint, self.device, rank, world)
         self.net: FlatNetwork
         self.spec: ModelSpec
-        self.scaling: Scaling
-        self.train_store: PointStore
-        self.validation_store: PointStore
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -149,46 +141,18 @@ class Trainer:
 
     # --- preparation -------------------------------------------------------------------------------------------
 
-    def scratch_paths(self) -> dict[str, Path]:
-        """Scratch files of features by use."""
-        return {use: self.checkpoint.with_suffix(f".{use}.features") for use in ("train", "validation")}
-
-    def gather(self) -> None:
-        """Draw the points and compute their features, in memory where they fit the limit and this is one process."""
-        s, row = self.settings, self.descriptor.n_features * 4
-        draws, held = (sum(p.draws(use, s.points_per_snapshot) for p in self.parts) for use in ("train", "validation"))
-        self.limit = int(s.memory_limit * 2**30) - (draws + held) * (BYTES_BESIDE + 4)
-        # Of the points to validate on, raw and standardised features are kept.
-        streamed = self.world > 1 or (draws + 2 * held) * row > self.limit
-        if self.limit < 1000 * row:
-            raise SettingsError(
-                f"memory_limit {s.memory_limit} GiB is too small for {draws + held} points even with their"
-                " features on disk; give fewer points_per_snapshot"
-            )
-        paths = self.scratch_paths()
-        self.train_store, self.validation_store = (
-            gather_points(self.parts, use, self.descriptor, s, paths[use] if streamed else None, str(self.device))
-            for use in ("train", "validation")
-        )
-        size = len(self.train_store) * row * self.world
-        self.n_shards = 1 if not streamed or size <= self.limit else math.ceil(size / (0.8 * self.limit))
-
     def prepare(self) -> None:
         """Draw points, compute features, build the network."""
         s = self.settings
-        self.gather()
-        if self.start is None:
+        self.data.gather()
+        model = None if self.start is None else self.start.model
+        if model is None:
             spec = ModelSpec(
                 self.descriptor, self.valence, s.network(), distance_length=float(s.distance_length), target=s.target
             )
-            self.scaling = Scaling.fit(spec, self.train_store)
         else:
-            self.scaling = Scaling.of_model(self.start.model, self.train_store)
-        self.spec = self.scaling.spec
-        self.target, self.validation_target = (
-            self.scaling.targets(store) for store in (self.train_store, self.validation_store)
-        )
-        self._weighted = bool((self.train_store.weights != 1).any())
+            spec = model.spec
+        self.spec = self.data.scale(spec, model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(s.seed)
             frozen = 0 if self.start is None else self.start.frozen_layers
@@ -198,27 +162,24 @@ class Trainer:
             if self.start.prior == "posterior":
                 net.prior_from_posterior()
         self.net = net.to(self.device)
-        self._validation: Tensor | None = None
-        if self.train_store.path is None:
-            raw = self.validation_store.rows(0, len(self.validation_store))
-            self._validation = self.scaling.inputs(raw).to(self.device)
-            self._inputs: Tensor | None = self.scaling.standardise(self.train_store.rows(0, len(self.train_store)))
-        else:
-            self._inputs = None
-        decayed = [{"params": [net.mean], "weight_decay": s.weight_decay}, {"params": [net.rho, net.skip]}]
-        self.optimizer = torch.optim.AdamW(decayed, s.learning_rate, weight_decay=0.0, fused=True)
+        groups: list[dict[str, Any]] = [
+            {"params": [net.mean], "weight_decay": s.weight_decay},
+            {"params": [net.rho, net.skip]},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, s.learning_rate, weight_decay=0.0, fused=True)
         self._tensors = [net.mean, net.rho, net.skip]
         self._ema = [t.detach().clone() for t in self._tensors] if s.ema > 0 else []
-        sizes = [sum(b - a for a, b in self.train_store.shard_ranges(self.n_shards, k)) for k in range(self.n_shards)]
-        self.batches = [max(1, n // s.batch_size) for n in sizes]
-        self.steps_per_epoch = sum(self.batches)
+        self.steps_per_epoch = self.data.steps_per_epoch
         self.n_steps = s.epochs * self.steps_per_epoch
         self.autocast = self._use_bf16()
         self._module: Any = net
         if self.world > 1:
             from torch.nn.parallel import DistributedDataParallel
 
-            self._module = DistributedDataParallel(net, broadcast_buffers=False)
+            # Every process has the same buffers already, and they never change.
+            names = [name for name, _ in net.named_buffers()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(net, names)
+            self._module = DistributedDataParallel(net)
 
     def _use_bf16(self) -> bool:
         s = self.settings
@@ -253,21 +214,25 @@ class Trainer:
                 if on_step is not None:
                     on_step(self, likelihood)
         self.log.close()
+        return self.finish()
+
+    def finish(self) -> DensityModel:
+        """The model of a run that has ended: of its best state, its running mean or its last state."""
         self._take(self._best or self._ema)
         return self.model()
 
     def train_step(self) -> float:
         """One step of Adam; returns the mean negative log likelihood of the batch, without its constant."""
         s, k = self.settings, self.step
-        x, y, w = self._batch()
+        x, y, w = self.data.batch(k)
         epoch = k / self.steps_per_epoch
         estimator = s.estimator_at(epoch)
         seeds = (s.seed, 2, k, self.rank) if estimator == "local" and self.rank else (s.seed, 2, k)
-        torch.manual_seed(_mix(*seeds))
+        torch.manual_seed(mix_seed(*seeds))
         for group in self.optimizer.param_groups:
             group["lr"] = s.learning_rate * s.rate_factor(k, self.n_steps)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            loss, likelihood = self._module(x, y, w, estimator, s.kl_factor(epoch) / self.n_grid, s.beta)
+            loss, likelihood = self._module(x, y, w, estimator, s.kl_factor(epoch) / self.data.n_grid, s.beta)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -288,39 +253,6 @@ class Trainer:
             raise ModelError(f"training diverged at step {k}: the loss is {self._seen}; give a smaller learning_rate")
         return self._seen
 
-    def _batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Inputs, targets and weights (None for all 1) of the present step: this process's part of the batch."""
-        s = self.settings
-        epoch, position = divmod(self.step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            order = shard_order(self.n_shards, (s.seed, 3, epoch))
-            self._plan, self._epoch = [(k, i) for k in order for i in range(self.batches[k])], epoch
-        shard, batch = self._plan[position]
-        if (epoch, shard) != self._loaded:
-            if shard != self._loaded[1]:
-                self._load(shard)
-            generator = torch.Generator().manual_seed(_mix(s.seed, 1, epoch, shard))
-            self._order = torch.randperm(len(self._y), generator=generator).to(self.device)
-            self._loaded = (epoch, shard)
-        rows = self._order[batch * s.batch_size : (batch + 1) * s.batch_size]
-        if self.world > 1:
-            rows = rows[: len(rows) // self.world * self.world][self.rank :: self.world]
-        w = None if self._w is None else self._w[rows]
-        return self._x.index_select(0, rows), self._y[rows], w
-
-    def _load(self, shard: int) -> None:
-        """Bring a shard to the device; the former one is let go first."""
-        self._x = torch.empty(0)
-        if self._inputs is not None:
-            self._x, self._y = self._inputs.to(self.device), self.target.to(self.device)
-            weights: NDArray[np.float32] = self.train_store.weights
-        else:
-            features, index = self.train_store.shard(self.n_shards, shard)
-            self._x = self.scaling.standardise(features).to(self.device)
-            self._y = self.target[torch.from_numpy(index)].to(self.device)
-            weights = self.train_store.weights[index]
-        self._w: Tensor | None = torch.from_numpy(weights).to(self.device) if self._weighted else None
-
     def _end_epoch(self, seconds: float) -> None:
         """Validate, log, and see whether to stop."""
         s = self.settings
@@ -334,7 +266,7 @@ class Trainer:
                     "epoch": float(epoch),
                     "step": float(self.step),
                     "train_nll": float(self._sum) / self._count,
-                    "kl_per_point": float(self.net.kl().detach()) / self.n_grid,
+                    "kl_per_point": float(self.net.kl().detach()) / self.data.n_grid,
                     "validation_rmse": rmse,
                     "validation_nll": likelihood,
                     "learning_rate": s.learning_rate * s.rate_factor(self.step - 1, self.n_steps),
@@ -351,26 +283,18 @@ class Trainer:
 
     def validate(self) -> tuple[float, float]:
         """RMSE, e/angstrom^3, and mean negative log likelihood on the points of the validation snapshots."""
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        total = torch.zeros(3, dtype=torch.float64, device=self.device)
         with torch.inference_mode():
-            for i, start in enumerate(range(0, len(self.validation_store), EVALUATION_BATCH)):
-                if i % self.world != self.rank:
-                    continue
-                stop = min(start + EVALUATION_BATCH, len(self.validation_store))
-                if self._validation is not None:
-                    x = self._validation[start:stop]
-                else:
-                    x = self.scaling.inputs(self.validation_store.rows(start, stop)).to(self.device)
-                y = self.validation_target[start:stop].to(self.device)
+            for x, y in self.data.held_out():
                 out = self.net.at_means(x)
-                each = torch.stack([(out[:, 0] - y).square().mean(), likelihoods(out, y, None, 0.0)[0]])
-                total += each.double() * (stop - start)
+                square, likelihood = (out[:, 0] - y).square().mean(), likelihoods(out, y, None, 0.0)[0]
+                total += torch.stack([square, likelihood, torch.ones_like(square)]).double() * len(y)
         if self.world > 1:
             torch.distributed.all_reduce(total)
-        square, likelihood = (total / len(self.validation_store)).tolist()
-        if not math.isfinite(square):
+        mean_square, mean_likelihood = (total[:2] / total[2]).tolist()
+        if not math.isfinite(mean_square):
             raise ModelError(f"training diverged before step {self.step}; give a smaller learning_rate")
-        return math.sqrt(square) * self.spec.density_std, likelihood
+        return math.sqrt(mean_square) * self.spec.density_std, mean_likelihood
 
     def _take(self, tensors: list[Tensor]) -> None:
         """Put parameters in place of the present ones; an empty list leaves them."""
@@ -382,27 +306,17 @@ class Trainer:
 
     def model(self) -> DensityModel:
         """The model as it stands, without calibration and records."""
-        return DensityModel(self.spec, {**self.scaling.tensors, **self.net.tensors()})
+        return DensityModel(self.spec, {**self.data.scaling.tensors, **self.net.tensors()})
 
     def calibrated(self, model: DensityModel, points: int = 20_000) -> DensityModel:
         """The model with calibration factors fitted on the validation snapshots."""
-        features, truth = self.validation_points(points)
+        features, truth = self.data.validation_points(points)
         evaluate = model.with_spec(calibration_factors=CalibrationFactors()).evaluator(precision="fp32")
         mean, aleatoric, epistemic = evaluate(features)
         if aleatoric is None or epistemic is None:
             raise ModelError("calibration needs an evaluator with uncertainty")
         factors = fit_calibration((mean.double() - truth).numpy(), aleatoric.numpy(), epistemic.numpy())
         return model.with_spec(calibration_factors=factors)
-
-    def validation_points(self, points: int) -> tuple[Tensor, Tensor]:
-        """Raw features (n, F) float32 and densities (n,) float64 of up to `points` points of validation snapshots."""
-        n = len(self.validation_store)
-        rows = np.sort(np.random.default_rng(0).permutation(n)[:points])
-        features = np.empty((len(rows), self.descriptor.n_features), np.float32)
-        for start, chunk in self.validation_store.chunks(EVALUATION_BATCH):
-            a, b = np.searchsorted(rows, [start, start + len(chunk)])
-            features[a:b] = chunk[rows[a:b] - start]
-        return torch.from_numpy(features), torch.from_numpy(self.validation_store.density[rows])
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
@@ -451,8 +365,7 @@ class Trainer:
     def clean(self) -> None:
         """Remove the checkpoint and the scratch files."""
         self.checkpoint.unlink(missing_ok=True)
-        for path in self.scratch_paths().values():
-            remove_scratch(path)
+        self.data.remove_scratch()
 
 
 def negative_log_likelihood(out: Tensor, target: Tensor) -> Tensor:
@@ -470,11 +383,6 @@ def torch_threads(n: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _mix(*numbers: int) -> int:
-    """A seed from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def training_record(trainer: Trainer, command: str) -> dict[str, Any]:
@@ -499,7 +407,7 @@ def training_record(trainer: Trainer, command: str) -> dict[str, Any]:
         "dataset": {k: first[k] for k in ("file", "fingerprint", "snapshots")},
         "split": first["split"],
         "datasets": datasets,
-        "points": len(trainer.target),
+        "points": len(trainer.data),
         "steps": trainer.step,
         "stopped_early": trainer.stopped,
         "final": trainer.history[-1] if trainer.history else {},

@@ -40,10 +40,10 @@ LAYERS = [
         "data",
     },
     {"fields", "sections", "peratom", "metrics"},
-    {"density", "densityfile", "journal", "store", "plotting", "datasets"}
+    {"density", "densityfile", "journal", "store", "plotting", "calibrationplot", "datasets"}
     | {"formats", "formats_cube", "formats_vasp", "formats_xsf", "formats_sparc", "_textfields"},
     {"dft", "sampling", "labelstore", "energy", "eos", "trainingset", "training"}
-    | {"trainsettings", "trainlog", "trainingpoints", "pointsampling", "pointstore", "baseline", "flatnet"}
+    | {"trainsettings", "trainlog", "trainingdata", "trainingpoints", "pointsampling", "pointstore", "baseline", "flatnet"}
     | {"checkpoint", "ddp", "transfer"},
     {"pipelines", "cli", "__main__"},
 ]

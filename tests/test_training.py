@@ -11,6 +11,7 @@ from gpurho.errors import DatasetError, ModelError, OutputExistsError, SettingsE
 from gpurho.model import DensityModel
 from gpurho.pipelines.evaluate import evaluate
 from gpurho.pipelines.train import train
+from gpurho.pointsampling import choose_uniform
 from gpurho.structure import Structure
 from gpurho.training import (
     Trainer,
@@ -85,8 +86,10 @@ def test_points_are_drawn_once_each_with_their_densities(data: Dataset) -> None:
     assert features.shape == (500, spec.n_features)
     everything, whole = sample_points(snapshot, spec, 10**6, (0, 0))
     np.testing.assert_array_equal(whole, snapshot.density.ravel())
-    rows = {tuple(r) for r in everything.tolist()}
-    assert all(tuple(r) in rows for r in features.tolist())
+    chosen = choose_uniform(snapshot.density.size, 500, (0, 0)).index
+    assert len(set(chosen.tolist())) == 500
+    np.testing.assert_allclose(features, everything[chosen], atol=1e-5)
+    np.testing.assert_array_equal(density, whole[chosen])
     again = sample_points(snapshot, spec, 500, (0, 0))
     np.testing.assert_array_equal(density, again[1])
     assert not np.array_equal(density, sample_points(snapshot, spec, 500, (1, 0))[1])
