@@ -96,7 +96,7 @@ def plot_density(
     spread = float(np.ptp(y)) / max(float(np.ptp(x)), 1e-9)
     figure = Figure(figsize=(4.6 * len(wanted), 1.1 + 3.7 * min(2.5, max(0.35, spread))), layout="constrained")
     FigureCanvasAgg(figure)
-    marks = _atoms_near(density.structure, section, atoms_within)
+    marks = atoms_near(density.structure, section, atoms_within)
     for panel, name in zip(np.atleast_1d(figure.subplots(1, len(wanted), sharey=True)), wanted, strict=True):
         _draw(figure, panel, section, name, (x, y), contours)
         if len(marks):
@@ -155,7 +155,7 @@ def _thinned(section: Section) -> Section:
     return Section(section.origin, u, v, section.mean[::s1, ::s2], *fields)
 
 
-def _atoms_near(structure: Structure, section: Section, within: float) -> NDArray[np.float64]:
+def atoms_near(structure: Structure, section: Section, within: float) -> NDArray[np.float64]:
     """In-plane coordinates of the atoms and periodic images close to the parallelogram, (n, 2), angstrom."""
     cell = structure.cell
     corners = section.origin + np.array([[0.0] * 3, section.u, section.v, section.u + section.v])

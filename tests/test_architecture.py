@@ -39,7 +39,7 @@ LAYERS = [
         "model",
         "data",
     },
-    {"fields", "sections", "peratom", "metrics"},
+    {"fields", "sections", "peratom", "metrics", "fieldstats"},
     {"density", "densityfile", "journal", "store", "plotting", "calibrationplot", "datasets"}
     | {"formats", "formats_cube", "formats_vasp", "formats_xsf", "formats_sparc", "_textfields"},
     {"dft", "sampling", "labelstore", "energy", "eos", "trainingset", "training"}

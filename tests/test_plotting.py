@@ -63,16 +63,16 @@ def test_atoms_are_marked_where_they_are(density):
     section = density.slice(2, 0.0)
     # Atom 0 lies at fraction 0.3 along c: in the plane through it and in no other.
     through = density.slice(2, 0.3)
-    marks = plotting._atoms_near(density.structure, through, 0.05)
+    marks = plotting.atoms_near(density.structure, through, 0.05)
     height = np.abs((density.structure.positions[0] - through.origin) @ through.normal)
     assert height < 1e-9
     assert len(marks) == 1
     relative = density.structure.positions[0] - through.origin
     np.testing.assert_allclose(marks[0], through.axes @ relative, atol=1e-9)
-    assert len(plotting._atoms_near(density.structure, section, 0.05)) == 0
+    assert len(plotting.atoms_near(density.structure, section, 0.05)) == 0
     # A wide plane shows periodic images.
     wide = density.plane(through.normal, density.structure.positions[0], width=12.0, spacing=0.5)
-    assert len(plotting._atoms_near(density.structure, wide, 0.05)) > 4
+    assert len(plotting.atoms_near(density.structure, wide, 0.05)) > 4
 
 
 def test_large_sections_are_thinned(density, monkeypatch):

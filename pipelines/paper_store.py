@@ -1,0 +1,127 @@
+"""Finished pieces of a long comparison: each computed once, written whole, found again by what it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpurho.errors import StoreError
+
+FORMAT = "gpurho-paper"
+FORMAT_VERSION = 1
+RESULTS = "results.json"
+ARRAYS = "arrays"
+
+Made = tuple[dict[str, Any], dict[str, NDArray[Any]]]
+"""What a computation gives: plain values, and arrays by name."""
+
+
+class Results:
+    """Entries in ``results.json`` of a folder, arrays beside it; opened anew they are all there.
+
+    Parameters
+    ----------
+    folder : Path
+        Made where it does not exist.
+
+    Raises
+    ------
+    StoreError
+        For a file that is no such list, or of a newer version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / RESULTS
+        self.computed = 0
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.tables: dict[str, Any] = {}
+        try:
+            (folder / ARRAYS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"folder {folder} cannot be made: {error.strerror}; give another one") from None
+        if self.path.exists():
+            try:
+                values = json.loads(self.path.read_text())
+                known = values["format"] == FORMAT and values["format_version"] <= FORMAT_VERSION
+                entries = values["entries"]
+            except (ValueError, KeyError, TypeError, OSError):
+                known, entries = False, {}
+            if not known:
+                raise StoreError(f"{self.path} is no list of results of this version; give another folder")
+            self.entries = entries
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The values of an entry, or None."""
+        entry = self.entries.get(key)
+        return None if entry is None else entry["values"]
+
+    def arrays(self, key: str) -> dict[str, NDArray[Any]]:
+        """The arrays of an entry; none where it is not there or has none."""
+        path = self._arrays_path(key)
+        if key not in self.entries or not path.is_file():
+            return {}
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+
+    def make(self, key: str, compute: Callable[[], Made]) -> dict[str, Any]:
+        """The values of an entry, computed and made durable where they are not there yet."""
+        found = self.entries.get(key)
+        if found is not None and (not found["arrays"] or self._arrays_path(key).is_file()):
+            return found["values"]
+        started = time.perf_counter()
+        values, arrays = compute()
+        if arrays:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+            _write(self._arrays_path(key), buffer.getvalue())
+        seconds = round(time.perf_counter() - started, 3)
+        self.entries[key] = {"values": values, "arrays": sorted(arrays), "seconds": seconds}
+        self.computed += 1
+        self.save()
+        return values
+
+    def save(self) -> None:
+        """Write all entries, whole or not at all."""
+        values = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "tables": self.tables,
+            "entries": dict(sorted(self.entries.items())),
+        }
+        _write(self.path, (json.dumps(values, indent=1, allow_nan=True) + "\n").encode())
+
+    def _arrays_path(self, key: str) -> Path:
+        return self.folder / ARRAYS / (hashlib.sha256(key.encode()).hexdigest()[:24] + ".npz")
+
+
+def entry_key(kind: str, name: str, *inputs: Any) -> str:
+    """A name that a reader understands and that is another one for other inputs (anything JSON can hold)."""
+    digest = hashlib.sha256(json.dumps([kind, name, *inputs], sort_keys=True).encode()).hexdigest()
+    return f"{kind}/{name}/{digest[:16]}"
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror}; what was finished before is safe") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+__all__ = ["Made", "Results", "entry_key"]
