@@ -98,17 +98,6 @@ def _build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--overwrite", action="store_true", help="replace the target")
     convert.set_defaults(run=_convert)
 
-    train = commands.add_parser("train", help="train a model on a data set")
-    train.add_argument("dataset", type=Path, help="HDF5 data set")
-    train.add_argument("--out", type=Path, required=True, metavar="FILE", help="model file to write")
-    train.add_argument("--epochs", type=int, metavar="N")
-    train.add_argument("--seed", type=int, metavar="N")
-    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any other training setting")
-    train.add_argument("--no-resume", action="store_true", help="do not go on from a checkpoint")
-    train.add_argument("--overwrite", action="store_true", help="replace a finished model")
-    train.add_argument("--quiet", action="store_true", help="no progress bar")
-    train.set_defaults(run=_train, kept="run the same command again to go on from the last checkpoint")
-
     evaluate = commands.add_parser("evaluate", help="errors and calibration of a model on a data set")
     evaluate.add_argument("model", help="name of a shipped model, or a file")
     evaluate.add_argument("dataset", type=Path, help="HDF5 data set")
@@ -117,14 +106,17 @@ def _build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     evaluate.add_argument("--uncertainty", default="analytic", choices=("analytic", "last-layer", "sampled", "none"))
     evaluate.add_argument("--samples", type=int, default=30, metavar="N")
+    evaluate.add_argument("--plot", type=Path, metavar="FILE", help="write a picture of the calibration")
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
     evaluate.add_argument("--json", action="store_true", help="as JSON")
     evaluate.set_defaults(run=_evaluate)
 
-    from gpurho.pipelines import build, converge, energy, label, sample
+    from gpurho.pipelines import build, converge, energy, label, sample, traincommands
 
+    traincommands.add_parser(commands)
     build.add_parser(commands)
     sample.add_parser(commands)
+    calibrate.add_parser(commands)
     label.add_parser(commands)
     converge.add_parser(commands)
     energy.add_parser(commands)
@@ -228,49 +220,15 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"wrote {convert(options.source, options.target, options.field, options.overwrite)}")
 
 
-def _train(options: argparse.Namespace) -> None:
-    from gpurho.pipelines.train import train
-
-    settings = dict(_assignment(text) for text in options.set)
-    for name in ("epochs", "seed"):
-        if getattr(options, name) is not None:
-            settings[name] = getattr(options, name)
-    try:
-        result = train(
-            options.dataset,
-            options.out,
-            resume=not options.no_resume,
-            progress=not options.quiet,
-            overwrite=options.overwrite,
-            **settings,
-        )
-    except TypeError as error:
-        raise SettingsError(f"{error}; see gpurho train --help") from None
-    print(result)
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise SettingsError(f"--set {text!r} is not NAME=VALUE; give for instance --set learning_rate=0.001")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
 def _evaluate(options: argparse.Namespace) -> None:
+    from gpurho.pipelines.calibrate import snapshot_names
     from gpurho.pipelines.evaluate import evaluate
     from gpurho.pipelines.settings import resolve_device
+    from gpurho.plotting import check_picture_name
 
-    snapshots: Any = options.snapshots
-    if snapshots is not None and snapshots not in ("test", "validation", "train", "all"):
-        try:
-            snapshots = [int(number) for number in snapshots.split(",")]
-        except ValueError:
-            raise SettingsError(
-                f"snapshots {snapshots!r} are not known; give test, validation, train, all, or numbers: 0,3,5"
-            ) from None
+    snapshots = None if options.snapshots is None else snapshot_names(options.snapshots)
+    if options.plot is not None:
+        check_picture_name(options.plot)
     report = evaluate(
         options.model,
         options.dataset,
@@ -281,6 +239,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         samples=options.samples,
         progress=not options.quiet,
     )
+    if options.plot is not None:
+        report.plot(options.plot)
     print(json.dumps(report.to_dict()) if options.json else report)
 
 

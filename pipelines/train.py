@@ -228,7 +228,7 @@ def training_command(
     if devices > 1:
         values["devices"] = devices
     for key, value in values.items():
-        if key in ("epochs", "seed"):
+        if key in ("epochs", "seed", "devices"):
             words += [f"--{key}", str(value)]
         else:
             text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
