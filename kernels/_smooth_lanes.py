@@ -14,7 +14,7 @@ from numba.core import errors
 from numba.extending import intrinsic
 
 from gpurho.kernels import _smooth_formulas as formulas
-from gpurho.kernels._smooth_emit import F32, I32, I64, WORD, Sums, Value, groups, loop, zero
+from gpurho.kernels._smooth_emit import F32, I32, I64, WORD, Sums, Value, groups, loop
 
 _FEATURES = binding.get_host_cpu_features()
 W = 16 if _FEATURES.get("avx512f") else 8
@@ -204,7 +204,44 @@ def multiply(typing_context, projections, weights, table, n_channels, l_max):
     return signature, generate
 
 
-def zero_rows(builder: Any, address: Any, n: int) -> None:
-    """Zeros in the first `n` rows at an address."""
-    for i in range(n):
-        _store(builder, Value(builder, zero(VECTOR)), address, i * ROW_BYTES)
+@intrinsic(prefer_literal=True)
+def write_rows(typing_context, table, rows, n_columns):
+    """Copy the lanes of a table to the rows of their points, `W` columns at a time.
+
+    `table` is the address of (n_columns, W) numbers, `rows` that of (W,) uint64, the addresses of the points' rows
+    (OUTPUT); lanes of the same point hold the same numbers. There are at least `W` columns.
+    """
+    (columns,) = _literals((n_columns,))
+    signature = types.void(types.uintp, types.uintp, n_columns)
+
+    def generate(context, builder, signature, arguments):
+        table, rows = arguments[:2]
+        whole = columns // W
+
+        def block(first: Any) -> None:
+            source = builder.add(table, _times(builder, first, ROW_BYTES))
+            vectors = [_row(builder, source, i * ROW_BYTES).value for i in range(W)]
+            step = 1
+            while step < W:
+                # Exchange the off-diagonal squares of `step` numbers in every square of twice as many.
+                low = [i + W - step if i & step else i for i in range(W)]
+                high = [i + W if i & step else i + step for i in range(W)]
+                masks = [ir.Constant(INTEGERS, mask) for mask in (low, high)]
+                for i in range(W):
+                    if not i & step:
+                        pair = vectors[i], vectors[i + step]
+                        vectors[i], vectors[i + step] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+                step *= 2
+            for lane, vector in enumerate(vectors):
+                row = builder.load(_pointer(builder, rows, lane * 8, I64))
+                target = _pointer(builder, row, _times(builder, first, WORD), VECTOR)
+                builder.store(vector, target).align = WORD
+
+        with loop(builder, ir.Constant(I64, whole)) as i:
+            block(_times(builder, i, W))
+        if columns % W:
+            # The last columns once more, with some of those before.
+            block(ir.Constant(I64, columns - W))
+        return context.get_dummy_value()
+
+    return signature, generate
