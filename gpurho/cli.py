@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from gpurho.errors import GpurhoError, SettingsError, StructureError
+from gpurho.errors import GpurhoError, StructureError
 
 INTERRUPTED = 130
 
@@ -111,7 +111,7 @@ def _build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="as JSON")
     evaluate.set_defaults(run=_evaluate)
 
-    from gpurho.pipelines import build, converge, energy, label, sample, traincommands
+    from gpurho.pipelines import build, calibrate, converge, energy, label, sample, traincommands
 
     traincommands.add_parser(commands)
     build.add_parser(commands)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from gpurho.calibration import ReliabilityBin, reliability
 from gpurho.datasets import Dataset, Snapshot, open_dataset
 from gpurho.descriptors import Environment
-from gpurho.errors import DatasetError
+from gpurho.errors import DatasetError, SettingsError
 from gpurho.evaluator import Evaluator
 from gpurho.metrics import FieldMetrics, compare_fields
 from gpurho.model import DensityModel, load_model
 from gpurho.partition import make_tiles
 
 USES = ("train", "validation", "test")
+
+RELIABILITY_POINTS = 20_000
+"""Points of each snapshot, evenly spread, that coverage by density is counted on."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,15 @@ class SnapshotMetrics:
     snapshot: int
     meta: dict[str, Any]
     metrics: FieldMetrics
+
+
+@dataclass(frozen=True)
+class CalibrationPoints:
+    """Some points of all snapshots: predicted density, error, total sigma, (n,) each, e/angstrom^3."""
+
+    mean: NDArray[np.float64]
+    error: NDArray[np.float64]
+    sigma: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,8 @@ class EvaluationReport:
         Over all of them: root mean square of the RMSE, means of the other figures.
     use : str
         "test", "validation", "train", "all" or "chosen".
+    points : CalibrationPoints or None
+        For `reliability` and `plot`; None without uncertainty.
     """
 
     model: str
@@ -49,6 +65,23 @@ class EvaluationReport:
     uncertainty: str | None
     precision: str
     snapshots: list[SnapshotMetrics]
+    points: CalibrationPoints | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def reliability(self) -> list[ReliabilityBin]:
+        """Coverage in ranges of the predicted density; empty without uncertainty."""
+        p = self.points
+        return [] if p is None else reliability(p.mean, p.error, p.sigma)
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the calibration; see `gpurho.calibrationplot.plot_calibration`."""
+        from gpurho.calibrationplot import plot_calibration
+
+        p = self.points
+        if p is None:
+            raise SettingsError("a calibration plot needs sigmas; evaluate with an uncertainty")
+        title = f"{self.model} on {self.use} snapshots of {self.dataset}, uncertainty {self.uncertainty}"
+        plot_calibration(p.mean, p.error, p.sigma, os.fspath(path), title)
 
     @property
     def total(self) -> dict[str, Any]:
@@ -74,6 +107,7 @@ class EvaluationReport:
             "uncertainty": self.uncertainty,
             "precision": self.precision,
             "total": self.total,
+            "reliability": [asdict(row) for row in self.reliability],
             "snapshots": [{"snapshot": s.snapshot, "meta": s.meta, **s.metrics.to_dict()} for s in self.snapshots],
         }
 
@@ -95,6 +129,13 @@ class EvaluationReport:
                 share = "/".join(f"{c:.3f}" for c in m["coverage"])
                 line += f"  {share}  {m['nll']:7.3f}  {m['spearman']:.2f}"
             lines.append(line)
+        if self.points is not None:
+            lines.append("density, e/A^3      points  RMSE e/A^3  sigma e/A^3  in 1s/2s/3s (exact 0.683/0.954/0.997)")
+        for row in self.reliability:
+            share = "/".join(f"{c:.3f}" for c in row.coverage)
+            lines.append(
+                f"{row.low:7.4f} to {row.high:7.4f} {row.n_points:7d}  {row.rmse:10.3e}  {row.sigma:11.3e}  {share}"
+            )
         return "\n".join(lines)
 
 
@@ -135,16 +176,26 @@ def evaluate(
     name = "model" if isinstance(model, DensityModel) else os.path.basename(str(model))
     trained = model if isinstance(model, DensityModel) else load_model(model)
     data = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
-    use, indices = _choose(trained, data, snapshots)
+    use, indices = choose_snapshots(trained, data, snapshots)
     evaluator = trained.evaluator(device, precision, uncertainty, samples, seed)
-    results = []
+    results, points = [], []
     for i in tqdm(indices, desc="evaluate", unit="snapshot", disable=not progress):
-        results.append(SnapshotMetrics(i, data.meta(i), evaluate_snapshot(trained, evaluator, data[i])))
-    return EvaluationReport(name, data.path.name, use, uncertainty, evaluator.precision, results)
+        snapshot = data[i]
+        fields = predict_fields(trained, evaluator, snapshot)
+        sigmas = (fields[1], fields[2]) if len(fields) == 3 else (None, None)
+        metrics = compare_fields(snapshot.density, fields[0], snapshot.electrons, snapshot.grid.dv, *sigmas)
+        results.append(SnapshotMetrics(i, data.meta(i), metrics))
+        if len(fields) == 3:
+            step = -(-fields[0].size // RELIABILITY_POINTS)
+            mean, aleatoric, epistemic = (f.reshape(-1)[::step].astype(np.float64) for f in fields)
+            reference = np.asarray(snapshot.density, np.float64).reshape(-1)[::step]
+            points.append((mean, mean - reference, np.hypot(aleatoric, epistemic)))
+    chosen = CalibrationPoints(*(np.concatenate(column) for column in zip(*points, strict=True))) if points else None
+    return EvaluationReport(name, data.path.name, use, uncertainty, evaluator.precision, results, chosen)
 
 
-def evaluate_snapshot(model: DensityModel, evaluator: Evaluator, snapshot: Snapshot) -> FieldMetrics:
-    """Metrics of one snapshot over its whole grid."""
+def predict_fields(model: DensityModel, evaluator: Evaluator, snapshot: Snapshot) -> list[NDArray[np.float32]]:
+    """Mean and, with uncertainty, aleatoric and epistemic sigma of a snapshot on its grid."""
     grid = snapshot.grid
     device = str(evaluator.device)
     environment = Environment(snapshot.structure, model.spec.descriptor, device)
@@ -152,22 +203,22 @@ def evaluate_snapshot(model: DensityModel, evaluator: Evaluator, snapshot: Snaps
     for tile in make_tiles(grid):
         values = environment.tile_features(grid, tile).values
         results = evaluator(values if isinstance(values, torch.Tensor) else torch.from_numpy(values))
-        for field, result in zip(fields, results, strict=False):
+        for field_, result in zip(fields, results, strict=False):
             if result is not None:
-                field[tile.slices] = result.cpu().numpy().reshape(tile.shape)
-    sigmas = (fields[1], fields[2]) if len(fields) == 3 else (None, None)
-    return compare_fields(snapshot.density, fields[0], snapshot.electrons, grid.dv, *sigmas)
+                field_[tile.slices] = result.cpu().numpy().reshape(tile.shape)
+    return fields
 
 
-def _choose(model: DensityModel, data: Dataset, snapshots: str | Sequence[int] | None) -> tuple[str, list[int]]:
+def choose_snapshots(
+    model: DensityModel, data: Dataset, snapshots: str | Sequence[int] | None
+) -> tuple[str, list[int]]:
+    """What `evaluate` takes for its argument `snapshots`: the use, and indices."""
     everything = list(range(len(data)))
     if snapshots is None or (isinstance(snapshots, str) and snapshots in USES):
-        record = model.spec.training
-        split = record.get("split", {})
         use = "test" if snapshots is None else str(snapshots)
-        same = record.get("dataset", {}).get("fingerprint") == data.fingerprint()
-        if same and split.get(use):
-            return use, [int(entry["snapshot"]) for entry in split[use]]
+        found = recorded_split(model, data).get(use)
+        if found:
+            return use, found
         if snapshots is None:
             return "all", everything
         raise DatasetError(f"the model does not record {use} snapshots of {data.path}; give 'all' or indices")
@@ -183,3 +234,14 @@ def _choose(model: DensityModel, data: Dataset, snapshots: str | Sequence[int] |
             f"snapshots {indices} are not among the {len(data)} of {data.path}; give 0 to {len(data) - 1}"
         )
     return "chosen", indices
+
+
+def recorded_split(model: DensityModel, data: Dataset) -> dict[str, list[int]]:
+    """The snapshots of a data set by use, as the model records them; empty where it was not trained on it."""
+    record = model.spec.training
+    first = {**record.get("dataset", {}), "split": record.get("split", {})}
+    fingerprint = data.fingerprint()
+    for entry in [first, *record.get("datasets", [])]:
+        if entry.get("fingerprint") == fingerprint:
+            return {use: [int(row["snapshot"]) for row in rows] for use, rows in entry["split"].items()}
+    return {}

@@ -43,7 +43,16 @@ LAYERS = [
     {"density", "densityfile", "journal", "store", "plotting", "calibrationplot", "datasets"}
     | {"formats", "formats_cube", "formats_vasp", "formats_xsf", "formats_sparc", "_textfields"},
     {"dft", "sampling", "labelstore", "energy", "eos", "trainingset", "training"}
-    | {"trainsettings", "trainlog", "trainingdata", "trainingpoints", "pointsampling", "pointstore", "baseline", "flatnet"}
+    | {
+        "trainsettings",
+        "trainlog",
+        "trainingdata",
+        "trainingpoints",
+        "pointsampling",
+        "pointstore",
+        "baseline",
+        "flatnet",
+    }
     | {"checkpoint", "ddp", "transfer"},
     {"pipelines", "cli", "__main__"},
 ]

@@ -1,0 +1,200 @@
+"""Calibrate the error bars of a model that is trained, and fit the posterior of its last layer."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpurho.calibration import calibrate as fit_factors
+from gpurho.datasets import Dataset, open_dataset
+from gpurho.errors import DatasetError, OutputExistsError, SettingsError
+from gpurho.lastlayer import HeldOut, fit_last_layer
+from gpurho.metrics import coverage, spearman
+from gpurho.pipelines.evaluate import choose_snapshots
+from gpurho.trainingset import sample_points
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gpurho.model import DensityModel
+
+POINTS = 10_000
+"""Grid points drawn from every snapshot."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibrated model, and its coverage (1, 2, 3 sigma) and Spearman's rank correlation on the points fitted to."""
+
+    model: DensityModel
+    path: Path | None
+    snapshots: list[int]
+    figures: dict[str, tuple[tuple[float, float, float], float]]
+
+    def __str__(self) -> str:
+        lines = [f"calibrated on {len(self.snapshots)} snapshots: {', '.join(map(str, self.snapshots))}"]
+        for kind, (shares, rank) in self.figures.items():
+            factors = self.model.spec.factors(kind)
+            curve = ", ".join(f"{f:.3f}" for f in factors.curve) or f"{factors.aleatoric:.3f}"
+            inside = "/".join(f"{c:.3f}" for c in shares)
+            lines.append(f"{kind:<10s} factor {curve}; in 1s/2s/3s {inside}, rank correlation {rank:.2f}")
+        if self.model.spec.last_layer:
+            lines.append("last layer " + ", ".join(f"{k} {v}" for k, v in self.model.spec.last_layer.items()))
+        return "\n".join(lines + ([f"wrote {self.path}"] if self.path else []))
+
+
+def calibrate(
+    model: DensityModel | str | os.PathLike[str],
+    dataset: Dataset | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    snapshots: str | Sequence[int] = "validation",
+    train: str | Sequence[int] | None = "train",
+    refit: bool = False,
+    noise: str = "learned",
+    points: int = POINTS,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Calibration:
+    """Fit the posterior of the last layer, and calibrate "analytic" and "last-layer" error bars.
+
+    Parameters
+    ----------
+    model : DensityModel, name or path
+    dataset : Dataset or path
+    out : path, optional
+        Model file to write, ``.safetensors``.
+    snapshots : "validation", "all", or indices
+        Snapshots held out, which the calibration is fitted to and the last layer's tempering chosen on.
+    train : "train", indices, or None
+        Snapshots that the last layer is fitted to; with None its posterior stays as it is.
+    refit, noise
+        See `gpurho.lastlayer.fit_last_layer`.
+    points : int
+        Grid points drawn from every snapshot.
+    seed : int
+    overwrite : bool
+        Replace `out`.
+
+    Raises
+    ------
+    DatasetError
+        For snapshots that are not there, that the model does not record, or that are in both uses.
+    OutputExistsError, SettingsError
+    """
+    from gpurho.model import DensityModel, load_model
+
+    path = None if out is None else Path(out)
+    if path is not None and path.suffix != ".safetensors":
+        raise SettingsError(f"model file {str(path)!r} must end in .safetensors")
+    if path is not None and path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} exists; choose another name or ask to overwrite it")
+    if points < 100:
+        raise SettingsError(f"points {points!r} are too few; give 100 or more")
+    trained = model if isinstance(model, DensityModel) else load_model(model)
+    data = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
+    _, held = choose_snapshots(trained, data, snapshots)
+    features, density, groups = _points(trained, data, held, points, seed)
+    if train is not None:
+        _, fitted = choose_snapshots(trained, data, train)
+        both = sorted(set(fitted) & set(held))
+        if both:
+            raise DatasetError(f"snapshots {both} are both fitted to and held out; name them apart")
+        trained = fit_last_layer(
+            trained,
+            *_points(trained, data, fitted, points, seed)[:2],
+            held_out=HeldOut(features, density),
+            noise=noise,
+            refit=refit,
+        )
+    kinds = ["analytic", "last-layer"] if trained.spec.last_layer else ["analytic"]
+    figures = {}
+    for kind in kinds:
+        trained = fit_factors(trained, features, density, groups, kind)
+        mean, aleatoric, epistemic = trained.evaluator(precision="fp32", uncertainty=kind)(features)
+        error = (mean - density).numpy()
+        sigma = sum(part.double().square() for part in (aleatoric, epistemic) if part is not None) ** 0.5
+        figures[kind] = (coverage(error, sigma), spearman(np.abs(error), sigma))
+    if path is not None:
+        trained.save(path)
+    return Calibration(trained, path, held, figures)
+
+
+def _points(
+    model: DensityModel, data: Dataset, indices: Sequence[int], points: int, seed: int
+) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+    """Features, densities and snapshot of points drawn from some snapshots."""
+    import torch
+
+    drawn = [sample_points(data[i], model.spec.descriptor, points, (seed, i)) for i in indices]
+    groups = np.repeat(np.asarray(indices, np.int64), [len(d) for _, d in drawn])
+    return (
+        torch.from_numpy(np.concatenate([f for f, _ in drawn])),
+        torch.from_numpy(np.concatenate([d for _, d in drawn])),
+        groups,
+    )
+
+
+# -- command line -----------------------------------------------------------------------------------------------
+
+
+def add_parser(commands: Any) -> None:
+    """The command ``gpurho calibrate``."""
+    parser = commands.add_parser("calibrate", help="calibrate the error bars of a trained model on held-out snapshots")
+    parser.add_argument("model", help="name of a shipped model, or a file")
+    parser.add_argument("dataset", type=Path, help="HDF5 data set")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model file to write")
+    parser.add_argument(
+        "--snapshots", default="validation", metavar="WHICH", help="held out: validation, or numbers: 0,3"
+    )
+    parser.add_argument(
+        "--train", default="train", metavar="WHICH", help="that the last layer is fitted to: train, numbers, or none"
+    )
+    parser.add_argument("--refit", action="store_true", help="take the last layer's posterior mean for its weights")
+    parser.add_argument(
+        "--noise", default="learned", choices=("learned", "constant"), help="of the last layer's labels"
+    )
+    parser.add_argument("--points", type=int, default=POINTS, metavar="N", help="of every snapshot (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> None:
+    train = None if options.train == "none" else snapshot_names(options.train)
+    print(
+        calibrate(
+            options.model,
+            options.dataset,
+            options.out,
+            snapshots=snapshot_names(options.snapshots),
+            train=train,
+            refit=options.refit,
+            noise=options.noise,
+            points=options.points,
+            seed=options.seed,
+            overwrite=options.overwrite,
+        )
+    )
+
+
+def snapshot_names(text: str) -> str | list[int]:
+    """A use by name, or the numbers in ``0,3,5``."""
+    if text in ("test", "validation", "train", "all"):
+        return text
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise SettingsError(
+            f"snapshots {text!r} are not known; give test, validation, train, all, or numbers: 0,3,5"
+        ) from None
+
+
+__all__ = ["Calibration", "calibrate"]
