@@ -23,6 +23,7 @@ from gpurho.pointsampling import Choice, Coverage, choose_by_importance, choose_
 from gpurho.pointstore import PointStore, store_key
 from gpurho.trainingset import Split, point_features
 from gpurho.trainsettings import TrainingSettings
+from gpurho.uncertainty import CalibrationFactors
 
 CHUNK = 32_768
 """Rows that are scaled at a time."""
@@ -160,8 +161,19 @@ class Scaling:
 
     @classmethod
     def of_model(cls, model: DensityModel, store: PointStore) -> Scaling:
-        """Those of a model, with bounds of its domain that take in the points of `store` too."""
-        spec = model.spec
+        """Those of a model, with bounds of its domain that take in the points of `store` too.
+
+        What the specification says of its error bars and of what it reached is left out.
+        """
+        plain = CalibrationFactors()
+        spec = replace(
+            model.spec,
+            calibration_factors=plain,
+            last_layer_calibration=plain,
+            last_layer={},
+            metrics={},
+            calibration={},
+        )
         tensors = {k: v.clone() for k, v in model.tensors.items() if k.startswith("feature_") or k == "baseline"}
         for _, rows in store.chunks(CHUNK):
             x = transform_features(torch.from_numpy(rows), spec.distance_columns(), spec.distance_length)
