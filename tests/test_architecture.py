@@ -44,6 +44,7 @@ LAYERS = [
     | {"formats", "formats_cube", "formats_vasp", "formats_xsf", "formats_sparc", "_textfields"},
     {"dft", "sampling", "labelstore", "energy", "eos", "trainingset", "training"}
     | {
+        "contraction",
         "trainsettings",
         "trainlog",
         "trainingdata",
