@@ -111,7 +111,7 @@ def _build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="as JSON")
     evaluate.set_defaults(run=_evaluate)
 
-    from gpurho.pipelines import build, calibrate, converge, energy, label, sample, traincommands
+    from gpurho.pipelines import build, calibrate, converge, energy, label, paper, sample, traincommands
 
     traincommands.add_parser(commands)
     build.add_parser(commands)
@@ -120,6 +120,7 @@ def _build_parser() -> argparse.ArgumentParser:
     label.add_parser(commands)
     converge.add_parser(commands)
     energy.add_parser(commands)
+    paper.add_parser(commands)
 
     models = commands.add_parser("models", help="the models that come with the library")
     models.add_argument("--json", action="store_true", help="as JSON, with all that is known of each")

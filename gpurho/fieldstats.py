@@ -104,15 +104,6 @@ class FieldCounts:
         return self.inside / self.n_points
 
 
-def kl_divergence(first: ArrayLike, second: ArrayLike) -> float:
-    """Kullback-Leibler divergence of two histograms of one binning, nats; half a count is added to every bin."""
-    p, q = (np.asarray(counts, np.float64) + 0.5 for counts in (first, second))
-    if p.shape != q.shape:
-        raise SettingsError(f"histograms of {p.size} and {q.size} bins; give the same bins")
-    p, q = p / p.sum(), q / q.sum()
-    return float(np.sum(p * np.log(p / q)))
-
-
 def _histogram(values: NDArray[np.float64]) -> NDArray[np.float64]:
     inside = np.clip(values, DENSITY_EDGES[0], DENSITY_EDGES[-1])
     return np.histogram(inside, DENSITY_EDGES)[0].astype(np.float64)

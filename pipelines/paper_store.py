@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -92,13 +93,12 @@ class Results:
 
     def save(self) -> None:
         """Write all entries, whole or not at all."""
-        values = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "tables": self.tables,
-            "entries": dict(sorted(self.entries.items())),
-        }
-        _write(self.path, (json.dumps(values, indent=1, allow_nan=True) + "\n").encode())
+        head = {"format": FORMAT, "format_version": FORMAT_VERSION, "tables": self.tables}
+        lines = [f"{json.dumps(name)}: {_dumped(value)}" for name, value in head.items()]
+        # One line for each entry: a reader can compare two files, and histograms take no pages.
+        entries = [f"  {json.dumps(key)}: {_dumped(entry)}" for key, entry in sorted(self.entries.items())]
+        lines.append('"entries": {\n' + ",\n".join(entries) + "\n}")
+        _write(self.path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
     def _arrays_path(self, key: str) -> Path:
         return self.folder / ARRAYS / (hashlib.sha256(key.encode()).hexdigest()[:24] + ".npz")
@@ -108,6 +108,21 @@ def entry_key(kind: str, name: str, *inputs: Any) -> str:
     """A name that a reader understands and that is another one for other inputs (anything JSON can hold)."""
     digest = hashlib.sha256(json.dumps([kind, name, *inputs], sort_keys=True).encode()).hexdigest()
     return f"{kind}/{name}/{digest[:16]}"
+
+
+def _dumped(value: Any) -> str:
+    """JSON in one line; what is no finite number is null."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {str(k): plain(v) for k, v in item.items()}
+        if isinstance(item, list | tuple):
+            return [plain(v) for v in item]
+        if isinstance(item, np.generic):
+            item = item.item()
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    return json.dumps(plain(value), allow_nan=False)
 
 
 def _write(path: Path, data: bytes) -> None:
