@@ -6,15 +6,13 @@ write instructions. Here is what both targets share: the loops over the atoms of
 
 from __future__ import annotations
 
-# LLVM builders and Numba's types are known to mypy as Any.
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils
-
-from gpurho.kernels import _smooth_formulas as formulas
 
 FLAGS = ("contract", "nnan", "ninf", "nsz", "arcp")
 """A multiplication and an addition may become one instruction; the order of the operations stays."""
@@ -93,7 +91,7 @@ def zero(kind: Any) -> Any:
 
 
 @contextmanager
-def loop(builder: Any, count: Any, unsigned: bool = True) -> Iterator[Any]:
+def loop(builder: Any, count: Any) -> Iterator[Any]:
     """Code for i = 0 ... count - 1; yields i."""
     with cgutils.for_range(builder, count) as state:
         yield state.index
@@ -103,4 +101,4 @@ def groups(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
     """The items in as few groups of about equal size, at most `most`, as possible."""
     n = -(-len(items) // most) if items else 0
     ends = [len(items) * i // n for i in range(n + 1)] if n else [0]
-    return [items[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [items[a:b] for a, b in itertools.pairwise(ends)]

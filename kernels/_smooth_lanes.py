@@ -23,6 +23,9 @@ REGISTER_SUMS = 24 if _FEATURES.get("avx512f") else 12
 """Sums that a loop keeps in registers, with room for what it adds."""
 MOST_CHANNELS = 6
 
+KERNEL = types.void(*(types.uintp,) * 2, types.int64, *(types.uintp,) * 7, *(types.float32,) * 2)
+"""Of the kernel that is made for the sizes of a specification; see `gpurho.kernels.smooth_cpu.make_kernel`."""
+
 VECTOR, INTEGERS = ir.VectorType(F32, W), ir.VectorType(I32, W)
 ROW_BYTES = W * WORD
 ATOM_BYTES = 4 * WORD
@@ -245,3 +248,29 @@ def write_rows(typing_context, table, rows, n_columns):
         return context.get_dummy_value()
 
     return signature, generate
+
+
+@intrinsic
+def load_count(typing_context, counts, i):
+    """Number i of the int64 at an address."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load(_pointer(builder, arguments[0], _times(builder, arguments[1], 8), I64))
+
+    return types.int64(types.uintp, types.int64), generate
+
+
+@intrinsic
+def call_kernel(
+    typing_context, address, atoms, n_atoms, room, lanes, terms, projections, table, matrix, weights, rows,
+    inverse_square, damping,
+):  # fmt: skip
+    """Call a function with the signature `KERNEL` by its address."""
+
+    def generate(context, builder, signature, arguments):
+        kinds = [context.get_value_type(kind) for kind in KERNEL.args]
+        target = builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), kinds).as_pointer())
+        builder.call(target, arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, *KERNEL.args), generate

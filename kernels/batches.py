@@ -110,7 +110,11 @@ def point_batches(points: NDArray[np.float64]) -> Batches:
     rank = np.arange(n) - np.flatnonzero(changes)[np.cumsum(changes) - 1]
     first = np.flatnonzero(rank % LANES == 0)
     start = np.append(first, n).astype(np.int32)
-    return Batches(order, start, np.arange(len(start), dtype=np.int32))
+    block_start = np.arange(len(start), dtype=np.int32)
+    # As those of grids are, so that compiled functions meet one type.
+    for array in (order, start, block_start):
+        array.setflags(write=False)
+    return Batches(order, start, block_start)
 
 
 def grid_shape(points: NDArray[np.float64], tolerance: float = 1.0e-6) -> tuple[int, int, int] | None:

@@ -67,7 +67,7 @@ def smooth_features(
     """
     from numba import parallel_chunksize
 
-    from gpurho.kernels.smooth_cpu import driver, source_version
+    from gpurho.kernels.smooth_cpu import VERSION, fill_smooth, make_kernel, scratch_rows
 
     counts = np.zeros(max(1, len(batches.block_start) - 1), np.int64)
     if len(points):
@@ -75,13 +75,14 @@ def smooth_features(
         matrix = np.zeros((sizes.n_species, max(1, sizes.n_basis), sizes.n_radial), np.float32)
         if contracted and sizes.n_basis:
             matrix[:] = sizes.contraction
-        numbers = sizes.n_species, sizes.n_radial, sizes.n_basis, sizes.l_max, int(contracted)
-        fill_smooth = driver(*numbers, source_version())
+        numbers = sizes.n_species, sizes.n_radial, sizes.n_basis, sizes.l_max
+        kernel = make_kernel(*numbers, int(contracted), VERSION)
         with parallel_chunksize(CHUNK):
             fill_smooth(
                 points, batches.order, batches.start, batches.block_start,
                 cells.positions, cells.start, cells.origin, cells.edge, cells.shape,
-                sizes.cutoff, matrix, harmonic_weights(sizes.l_max), out, counts,
+                sizes.cutoff, sizes.n_radial, *scratch_rows(sizes.n_species, sizes.n_basis, sizes.l_max),
+                kernel.address, matrix, harmonic_weights(sizes.l_max), out, counts,
             )  # fmt: skip
     return int(counts.sum()), 0, 0
 

@@ -3,6 +3,9 @@
 The points of a batch are taken a SIMD register at a time. Coordinates are whole numbers of `UNIT`, so that differences
 are exact, and the atoms of a block are put in an order that depends on their positions alone: so a point's features
 have the same bits in whatever tile it lies.
+
+The loop over points is compiled once. What the sizes of a specification change is a kernel of its own, which the loop
+calls by its address.
 """
 
 from __future__ import annotations
@@ -16,17 +19,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import cfunc, njit, prange
 
 from gpurho.kernels import _cpu_fast, _smooth_emit, _smooth_formulas, _smooth_lanes
 from gpurho.kernels._cpu_fast import bound, cell_range, gather
 from gpurho.kernels._smooth_formulas import DAMPING
-from gpurho.kernels._smooth_lanes import DIRECTION_ROWS, W, multiply, project, write_rows
+from gpurho.kernels._smooth_lanes import (
+    ATOM_BYTES,
+    DIRECTION_ROWS,
+    KERNEL,
+    ROW_BYTES,
+    W,
+    call_kernel,
+    load_count,
+    multiply,
+    project,
+    write_rows,
+)
 
-PER_ANGSTROM = 2.0**24
-"""Units of a coordinate. Numbers wrap around at 2^32 units, which differences survive below 128 angstrom."""
+UNIT = 2.0**-24
+"""Of whole-number coordinates, angstrom. They wrap around at 2^32 units; differences below 128 angstrom survive that."""
 WIDEST = 24.0
-"""Radius (angstrom) of a batch beyond which each point is a batch of its own, so that no difference wraps around."""
+"""Half the diagonal (angstrom) of a batch beyond which each point is a batch of its own, as differences might wrap."""
 PAD = 1.0e-3
 """Slack of every search radius (angstrom)."""
 
@@ -34,7 +48,7 @@ PAD = 1.0e-3
 @njit(error_model="numpy")
 def _whole(x):
     """A coordinate in units, as int32 that wraps around."""
-    return np.int32(np.int64(np.rint(x * PER_ANGSTROM)))
+    return np.int32(np.int64(np.rint(x * (1.0 / UNIT))))
 
 
 @njit(error_model="numpy")
@@ -77,34 +91,30 @@ def _box(points, order, first, last):
     return (low_x + high_x) / 2, (low_y + high_y) / 2, (low_z + high_z) / 2, half
 
 
-@lru_cache(maxsize=64)
-def driver(n_species: int, n_radial: int, n_basis: int, l_max: int, contracted: int, version: int) -> Any:
-    """The compiled driver of some sizes.
-
-    `contracted` is 1 where the channels are combinations of radial functions; `version` is part of the key of Numba's
-    cache, which knows nothing of called functions.
-    """
-    n_channels = n_species * n_basis if l_max else 0
-    n_harmonics = (l_max + 1) ** 2 - 1
-    n_columns = n_species * n_radial + n_channels * (n_channels + 1) // 2 * l_max
+def _make_driver(version: int) -> Any:
+    """The compiled driver; `version` is part of the key of Numba's cache, which knows nothing of called functions."""
 
     @njit(parallel=True, error_model="numpy", cache=True)
     def fill_smooth(
         points, order, batch_start, block_start, positions, cell_start, origin, edge, shape,
-        cutoff, matrix, weights, out, counts,
+        cutoff, n_radial, atom_rows, projection_rows, kernel, matrix, weights, out, counts,
     ):  # fmt: skip
-        """Descriptors of points into `out` (OUTPUT), and per block the points without atoms (OUTPUT: counts)."""
+        """Descriptors of points into `out` (OUTPUT), and per block the points without atoms (OUTPUT: counts).
+
+        `kernel` is the address of what `kernel` returns; `atom_rows` and `projection_rows` the rows of its scratch.
+        """
         if version == 0:  # never so: it is read only to be part of the key
             return
-        inverse_square = np.float32(1.0 / (cutoff * PER_ANGSTROM) ** 2)
-        damping = np.float32((DAMPING * PER_ANGSTROM) ** 2)
+        n_species = cell_start.shape[0]
+        n_columns = out.shape[1]
+        inverse_square = np.float32((UNIT / cutoff) ** 2)
+        damping = np.float32((DAMPING / UNIT) ** 2)
         for block in prange(len(block_start) - 1):
             first_batch = block_start[block]
             last_batch = block_start[block + 1]
-            p0 = batch_start[first_batch]
-            x, y, z, radius = _box(points, order, p0, batch_start[last_batch])
+            x, y, z, half = _box(points, order, batch_start[first_batch], batch_start[last_batch])
             centre = np.array((x, y, z))
-            reach = cutoff + radius + PAD
+            reach = cutoff + half + PAD
             low, high = cell_range(centre, reach, origin, edge, shape)
             room = 1
             for s in range(n_species):
@@ -119,24 +129,25 @@ def driver(n_species: int, n_radial: int, n_basis: int, l_max: int, contracted: 
             atoms = np.empty((n_species, room, 4), np.int32)
             n_atoms = np.empty(n_species, np.int64)
             lanes = _rows(3).view(np.int32)
-            terms = _rows(room * (DIRECTION_ROWS + n_basis))
-            projections = _rows(max(1, n_channels * n_harmonics))
+            terms = _rows(room * atom_rows)
+            projections = _rows(projection_rows)
             table = _rows(n_columns)
             rows = np.empty(W, np.uint64)
-            out_base = np.uint64(out.ctypes.data)
+            base = np.uint64(out.ctypes.data)
             row_bytes = np.uint64(4 * n_columns)
             for batch in range(first_batch, last_batch):
-                p0 = batch_start[batch]
-                p1 = batch_start[batch + 1]
-                x, y, z, radius = _box(points, order, p0, p1)
-                whole = radius < WIDEST
-                begin = p0
-                while begin < p1:
-                    end = min(begin + W, p1) if whole else begin + 1
-                    if begin == p0 or not whole:
-                        if not whole:
-                            x, y, z, radius = _box(points, order, begin, end)
-                        far = (cutoff + radius + PAD) ** 2
+                begin = batch_start[batch]
+                last = batch_start[batch + 1]
+                x, y, z, half = _box(points, order, begin, last)
+                step = W if half < WIDEST else 1
+                fresh = True
+                while begin < last:
+                    end = min(begin + step, last)
+                    if step == 1:
+                        x, y, z, half = _box(points, order, begin, end)
+                    if fresh or step == 1:
+                        fresh = False
+                        far = (cutoff + half + PAD) ** 2
                         for s in range(n_species):
                             n = 0
                             for i in range(n_near[s]):
@@ -150,28 +161,23 @@ def driver(n_species: int, n_radial: int, n_basis: int, l_max: int, contracted: 
                                     n += 1
                             n_atoms[s] = n
                     for lane in range(W):
-                        p = order[min(begin + lane, end - 1)]
-                        for d in range(3):
-                            lanes[d, lane] = _whole(points[p, d])
-                    for s in range(n_species):
-                        project(
-                            atoms[s].ctypes.data, n_atoms[s], lanes.ctypes.data, terms.ctypes.data,
-                            table[s * n_radial :].ctypes.data, projections[s * n_basis * n_harmonics :].ctypes.data,
-                            matrix[s].ctypes.data, inverse_square, damping, n_radial, n_basis, l_max, contracted,
-                        )  # fmt: skip
-                    multiply(
-                        projections.ctypes.data, weights.ctypes.data, table[n_species * n_radial :].ctypes.data,
-                        n_channels, l_max,
+                        # Lanes to spare repeat the last point.
+                        p = np.uint64(order[min(begin + lane, end - 1)])
+                        lanes[0, lane] = _whole(points[p, 0])
+                        lanes[1, lane] = _whole(points[p, 1])
+                        lanes[2, lane] = _whole(points[p, 2])
+                        rows[lane] = base + p * row_bytes
+                    call_kernel(
+                        kernel, atoms.ctypes.data, n_atoms.ctypes.data, room, lanes.ctypes.data, terms.ctypes.data,
+                        projections.ctypes.data, table.ctypes.data, matrix.ctypes.data, weights.ctypes.data,
+                        rows.ctypes.data, inverse_square, damping,
                     )  # fmt: skip
-                    if n_columns >= W:
-                        for lane in range(W):
-                            rows[lane] = out_base + np.uint64(order[min(begin + lane, end - 1)]) * row_bytes
-                        write_rows(table.ctypes.data, rows.ctypes.data, n_columns)
-                    else:
+                    if n_columns < W:
                         for lane in range(end - begin):
                             for c in range(n_columns):
                                 out[order[begin + lane], c] = table[c, lane]
                     for lane in range(end - begin):
+                        # The sum of the envelopes.
                         alone = True
                         for s in range(n_species):
                             alone &= table[s * n_radial, lane] == 0.0
@@ -182,9 +188,51 @@ def driver(n_species: int, n_radial: int, n_basis: int, l_max: int, contracted: 
     return fill_smooth
 
 
-def source_version() -> int:
-    """A number, never 0, that changes with the sources that the driver compiles in."""
+@lru_cache(maxsize=64)
+def make_kernel(n_species: int, n_radial: int, n_basis: int, l_max: int, contracted: int, version: int) -> Any:
+    """The kernel of some sizes, with the signature `KERNEL`; it fills the rows of `W` points.
+
+    `contracted` is 1 where the channels are combinations of radial functions; `version` as that of the driver.
+    """
+    n_harmonics = (l_max + 1) ** 2 - 1
+    n_channels = n_species * n_basis if l_max else 0
+    n_columns = n_species * n_radial + n_channels * (n_channels + 1) // 2 * l_max
+    sum_bytes = n_radial * ROW_BYTES
+    projection_bytes = n_basis * n_harmonics * ROW_BYTES
+    matrix_bytes = 4 * n_basis * n_radial
+    many_columns = n_columns >= W
+
+    @cfunc(KERNEL, cache=True)
+    def kernel(
+        atoms, n_atoms, room, lanes, terms, projections, table, matrix, weights, rows, inverse_square, damping
+    ):  # fmt: skip
+        if version == 0:
+            return
+        for s in range(n_species):
+            project(
+                atoms + s * room * ATOM_BYTES, load_count(n_atoms, s), lanes, terms,
+                table + s * sum_bytes, projections + s * projection_bytes, matrix + s * matrix_bytes,
+                inverse_square, damping, n_radial, n_basis, l_max, contracted,
+            )  # fmt: skip
+        multiply(projections, weights, table + n_species * sum_bytes, n_channels, l_max)
+        if many_columns:
+            write_rows(table, rows, n_columns)
+
+    return kernel
+
+
+def scratch_rows(n_species: int, n_basis: int, l_max: int) -> tuple[int, int]:
+    """Rows of scratch per atom, and of projections."""
+    return DIRECTION_ROWS + n_basis, max(1, n_species * n_basis * ((l_max + 1) ** 2 - 1))
+
+
+def _source_version() -> int:
+    """A number, never 0, that changes with the sources that the driver and the kernels compile in."""
     digest = 1
     for module in (_smooth_formulas, _smooth_emit, _smooth_lanes, _cpu_fast):
         digest = zlib.crc32(Path(module.__file__).read_bytes(), digest)
     return digest | 1
+
+
+VERSION = _source_version()
+fill_smooth = _make_driver(VERSION)

@@ -129,3 +129,42 @@ def features(positions, symbols, cell, pbc, points, spec):
         out.append(row)
         tied.append(touched)
     return np.array(out), np.array(tied)
+
+
+def smooth_features(positions, symbols, cell, pbc, points, spec):
+    """The smooth descriptors of `points` as (n_points, n_features) float64.
+
+    The sum over m of products of spherical harmonics is a Legendre polynomial of the angle between two atoms.
+    """
+    positions, cell, points = np.asarray(positions, float), np.asarray(cell, float), np.asarray(points, float)
+    symbols = np.asarray(symbols)
+    out = []
+    for point in points:
+        two_body, channels, directions = [], [], []
+        for s, symbol in enumerate(spec.species):
+            own = positions[symbols == symbol]
+            where = images(own, cell, pbc, point[None], spec.cutoff)[0] if len(own) else np.zeros((0, 3))
+            vectors = where - point
+            r = np.linalg.norm(vectors, axis=1)
+            vectors, r = vectors[r < spec.cutoff], r[r < spec.cutoff]
+            envelope = 0.5 * (1 + np.cos(np.pi * r / spec.cutoff))
+            radial = np.polynomial.chebyshev.chebvander(2 * r / spec.cutoff - 1, spec.n_radial - 1).T * envelope
+            two_body += list(radial.sum(axis=1))
+            matrix = np.eye(spec.n_radial)[: spec.n_basis] if spec.contraction is None else spec.contraction[s]
+            channels.append(np.reshape(matrix, (spec.n_basis, spec.n_radial)) @ radial)
+            directions.append(vectors / np.sqrt(r**2 + 1.0)[:, None])
+        spectrum = []
+        pairs = [(s, n) for s in range(len(spec.species)) for n in range(spec.n_basis)]
+        angular = {}
+        for s in range(len(spec.species)):
+            for t in range(len(spec.species)):
+                u, v = directions[s], directions[t]
+                size = np.outer(np.linalg.norm(u, axis=1), np.linalg.norm(v, axis=1))
+                cosines = np.clip(u @ v.T / np.maximum(size, 1e-300), -1, 1)
+                legendre = np.polynomial.legendre.legvander(cosines, spec.l_max)
+                angular[s, t] = [legendre[..., d] * size**d for d in range(spec.l_max + 1)]
+        for i, (s, n) in enumerate(pairs):
+            for t, k in pairs[i:]:
+                spectrum += [channels[s][n] @ angular[s, t][d] @ channels[t][k] for d in range(1, spec.l_max + 1)]
+        out.append(two_body + spectrum)
+    return np.array(out)
