@@ -17,6 +17,7 @@ from gpurho.datasets import open_dataset
 from gpurho.errors import DeviceError, ModelError
 from gpurho.model import DensityModel
 from gpurho.training import Trainer
+from gpurho.trainingdata import check_batch
 from gpurho.trainlog import StepBar
 
 PATIENCE = timedelta(minutes=30)
@@ -37,13 +38,14 @@ def run_distributed(trainer: Trainer, devices: int, progress: bool = False) -> D
     most = torch.cuda.device_count() if cuda else 256
     if not 1 <= devices <= most:
         raise DeviceError(f"devices {devices} is not from 1 to {most}, the number there is")
+    check_batch(trainer.settings.batch_size, devices)
     if not torch.distributed.is_available():
         raise DeviceError("this torch has no torch.distributed; train with devices=1")
     from torch.multiprocessing import ProcessRaisedException, start_processes
 
     # One process computes the features into the scratch files, which all then read.
-    alone = _part(trainer, _arguments(trainer), 0, devices, str(trainer.device))
-    alone.data.gather()
+    trainer.data.on_disk = True
+    trainer.data.gather()
     with tempfile.TemporaryDirectory(prefix="gpurho") as folder:
         values = (devices, f"file://{Path(folder).resolve()}/meeting", cuda, _arguments(trainer), progress)
         try:
@@ -69,20 +71,6 @@ def _arguments(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _part(trainer: Trainer | None, values: dict[str, Any], rank: int, world: int, device: str) -> Trainer:
-    return Trainer(
-        [open_dataset(p) for p in values["paths"]],
-        values["splits"],
-        values["settings"],
-        values["checkpoint"],
-        device=device,
-        start=values["start"],
-        tensorboard=values["tensorboard"] if trainer is None else None,
-        rank=rank,
-        world=world,
-    )
-
-
 def _work(rank: int, world: int, meeting: str, cuda: bool, values: dict[str, Any], progress: bool) -> None:
     """The life of one process."""
     torch.set_num_threads(max(1, values["threads"] // world) if not cuda else values["threads"])
@@ -92,7 +80,17 @@ def _work(rank: int, world: int, meeting: str, cuda: bool, values: dict[str, Any
         "nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=world, timeout=PATIENCE
     )
     try:
-        trainer = _part(None, values, rank, world, f"cuda:{rank}" if cuda else "cpu")
+        trainer = Trainer(
+            [open_dataset(p) for p in values["paths"]],
+            values["splits"],
+            values["settings"],
+            values["checkpoint"],
+            device=f"cuda:{rank}" if cuda else "cpu",
+            start=values["start"],
+            tensorboard=values["tensorboard"],
+            rank=rank,
+            world=world,
+        )
         with StepBar(progress and rank == 0) as bar:
             trainer.run(bar)
     finally:

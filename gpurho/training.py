@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpurho.calibration import calibrate
 from gpurho.checkpoint import read_checkpoint, write_checkpoint
 from gpurho.datasets import Dataset
 from gpurho.errors import ModelError, SettingsError
@@ -26,7 +27,6 @@ from gpurho.trainingpoints import Part
 from gpurho.trainingset import Split, valence_electrons
 from gpurho.trainlog import TrainingLog
 from gpurho.trainsettings import TrainingSettings
-from gpurho.uncertainty import CalibrationFactors, fit_calibration
 
 BF16_WIDTH = 128
 """Narrower networks are faster in fp32: measured on a processor with AVX512-BF16."""
@@ -106,8 +106,6 @@ class Trainer:
         self.checkpoint = Path(checkpoint)
         self.device = resolve_device(device)
         self.rank, self.world = rank, world
-        if settings.batch_size % world:
-            raise SettingsError(f"batch_size {settings.batch_size} is not a multiple of the {world} devices")
         found = valence_electrons(*datasets)
         self.valence = found if start is None else start.model.spec.valence
         if start is not None and any(self.valence.get(k) != v for k, v in found.items()):
@@ -309,14 +307,8 @@ class Trainer:
         return DensityModel(self.spec, {**self.data.scaling.tensors, **self.net.tensors()})
 
     def calibrated(self, model: DensityModel, points: int = 20_000) -> DensityModel:
-        """The model with calibration factors fitted on the validation snapshots."""
-        features, truth = self.data.validation_points(points)
-        evaluate = model.with_spec(calibration_factors=CalibrationFactors()).evaluator(precision="fp32")
-        mean, aleatoric, epistemic = evaluate(features)
-        if aleatoric is None or epistemic is None:
-            raise ModelError("calibration needs an evaluator with uncertainty")
-        factors = fit_calibration((mean.double() - truth).numpy(), aleatoric.numpy(), epistemic.numpy())
-        return model.with_spec(calibration_factors=factors)
+        """The model with its error bars calibrated on the validation snapshots."""
+        return calibrate(model, *self.data.validation_points(points))
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gpurho.descriptors import DescriptorSpec
@@ -41,6 +42,8 @@ class TrainingData:
 
     Attributes
     ----------
+    on_disk : bool
+        Features go to scratch files whatever their size.
     n_grid : int
         Grid points of the training snapshots.
     scaling : Scaling
@@ -58,7 +61,8 @@ class TrainingData:
         world: int = 1,
     ) -> None:
         self.parts, self.descriptor, self.settings, self.device = parts, descriptor, settings, device
-        self.rank, self.world = rank, world
+        check_batch(settings.batch_size, world)
+        self.rank, self.world, self.on_disk = rank, world, world > 1
         self.n_grid = sum(p.n_grid for p in parts)
         self.paths = {use: checkpoint.with_suffix(f".{use}.features") for use in ("train", "validation")}
         self._epoch, self._loaded = -1, (-1, -1)
@@ -78,7 +82,7 @@ class TrainingData:
         draws, held = (sum(p.draws(use, s.points_per_snapshot) for p in self.parts) for use in ("train", "validation"))
         self.limit = int(s.memory_limit * 2**30) - (draws + held) * (BYTES_BESIDE + 4)
         # Of the points to validate on, raw and standardised features are kept.
-        streamed = self.world > 1 or (draws + 2 * held) * row > self.limit
+        streamed = self.on_disk or (draws + 2 * held) * row > self.limit
         if self.limit < 1000 * row:
             raise SettingsError(
                 f"memory_limit {s.memory_limit} GiB is too small for {draws + held} points even with their"
@@ -164,15 +168,22 @@ class TrainingData:
                 x = self.scaling.inputs(self.validation.rows(start, stop)).to(self.device)
             yield x, self.validation_target[start:stop].to(self.device)
 
-    def validation_points(self, points: int) -> tuple[Tensor, Tensor]:
-        """Raw features (n, F) float32 and densities (n,) float64 of up to `points` points of validation snapshots."""
+    def validation_points(self, points: int) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        """Raw features (n, F) float32, densities (n,) and snapshots (n,) of up to `points` points to validate on."""
         n = len(self.validation)
         rows = np.sort(np.random.default_rng(0).permutation(n)[:points])
         features = np.empty((len(rows), self.descriptor.n_features), np.float32)
         for start, chunk in self.validation.chunks(EVALUATION_BATCH):
             a, b = np.searchsorted(rows, [start, start + len(chunk)])
             features[a:b] = chunk[rows[a:b] - start]
-        return torch.from_numpy(features), torch.from_numpy(self.validation.density[rows])
+        owners = np.searchsorted(self.validation.starts, rows, side="right") - 1
+        return torch.from_numpy(features), torch.from_numpy(self.validation.density[rows]), owners
+
+
+def check_batch(batch_size: int, devices: int) -> None:
+    """Raise `SettingsError` unless every device gets the same part of a batch."""
+    if batch_size % devices:
+        raise SettingsError(f"batch_size {batch_size} is not a multiple of the {devices} devices")
 
 
 def mix_seed(*numbers: int) -> int:
@@ -180,4 +191,4 @@ def mix_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-__all__ = ["Batch", "TrainingData", "mix_seed"]
+__all__ = ["Batch", "TrainingData", "check_batch", "mix_seed"]
