@@ -47,16 +47,16 @@ BY_FAMILY: Any = None
 
 DEFAULT_FAMILY = "scalar-product"
 
-_NOT_NEGATIVE = (
-    "kl_weight",
-    "kl_start",
-    "kl_ramp",
-    "seed",
-    "warmup_steps",
-    "distance_length",
-    "patience",
-    "weight_decay",
+_WHOLE = (
+    ("points_per_snapshot", 1),
+    ("epochs", 1),
+    ("batch_size", 1),
+    ("checkpoint_steps", 1),
+    ("seed", 0),
+    ("warmup_steps", 0),
+    ("patience", 0),
 )
+_NOT_NEGATIVE = ("kl_weight", "kl_start", "kl_ramp", "distance_length", "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class TrainingSettings:
         Standard deviations of prior and initial posterior of a weight, in units of 1 / sqrt(inputs of its layer).
     precision : "auto", "fp32" or "bf16"
         Of the matrix products; parameters and their updates are float32. "auto" takes bf16 from a width of 128 where
-        the processor multiplies it; narrower networks are faster in fp32.
+        the processor multiplies it; narrower networks gain little by it.
     checkpoint_steps : int
         Steps between checkpoints.
     seed : int
@@ -170,9 +170,10 @@ class TrainingSettings:
         for name, value in FAMILY_DEFAULTS[self.family].items():
             if getattr(self, name) is BY_FAMILY:
                 object.__setattr__(self, name, value)
-        for name in ("points_per_snapshot", "epochs", "batch_size", "checkpoint_steps"):
-            if not getattr(self, name) >= 1:
-                raise SettingsError(f"{name} {getattr(self, name)!r} is not a whole number from 1 up")
+        for name, least in _WHOLE:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise SettingsError(f"{name} {value!r} is not a whole number from {least} up")
         for name in ("learning_rate", "prior_scale", "initial_scale", "memory_limit"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} {getattr(self, name)!r} is not a positive number")

@@ -140,6 +140,8 @@ def train(
         raise OutputExistsError(f"{path} exists; choose another name or ask to overwrite it")
     if not path.parent.is_dir():
         raise SettingsError(f"folder {str(path.parent)!r} of the model file does not exist; make it first")
+    if start is not None and not isinstance(start, Start):
+        raise SettingsError(f"start {start!r} is not a Start; see gpurho transfer")
     known = {f.name for f in fields(TrainingSettings)}
     unknown = sorted(set(settings) - known)
     if unknown:
@@ -171,12 +173,16 @@ def train(
             library_version=_version(),
         )
         reports = [
-            evaluate(model, d, snapshots=s.test, progress=progress) for d, s in zip(data, splits, strict=True) if s.test
+            evaluate(model, d, snapshots=s.test, device=device, progress=progress)
+            for d, s in zip(data, splits, strict=True)
+            if s.test
         ]
         if reports:
             model = with_metrics(model, reports[0], reports)
     model.save(path)
-    if not keep_checkpoint:
+    if keep_checkpoint:
+        trainer.data.remove_scratch()
+    else:
         trainer.clean()
     return TrainResult(model, path, chosen, splits, trainer.history, reports, time.perf_counter() - started)
 

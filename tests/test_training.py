@@ -277,6 +277,7 @@ def test_training_leaves_the_random_state_and_follows_the_seed(data: Dataset, tm
 def test_settings_are_checked(data: Dataset, tmp_path: Path) -> None:
     for wrong in (
         {"epochs": 0},
+        {"batch_size": 2.5},
         {"learning_rate": -1.0},
         {"kl_weight": -1.0},
         {"estimator": "x"},
