@@ -22,12 +22,16 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-SPECIFICATIONS = {
-    "Al": {"n_species": 1, "n_cross": 0},
-    "SiGe": {"n_species": 2, "n_cross": 4},
-}
-"""The paper's specification for one species, and for two with cross cosines."""
 NUMBERS = {"n_distances": 60, "n_angle_atoms": 15, "n_angle_neighbors": 3, "cutoff": 9.0}
+SPECIFICATIONS = {
+    "Al": ("FeatureSizes", {**NUMBERS, "n_species": 1, "n_cross": 0}),
+    "SiGe": ("FeatureSizes", {**NUMBERS, "n_species": 2, "n_cross": 4}),
+    "Al smooth": ("SmoothSizes", {"n_species": 1, "n_radial": 20, "n_basis": 6, "l_max": 4, "cutoff": 5.0}),
+    "SiGe smooth": ("SmoothSizes", {"n_species": 2, "n_radial": 20, "n_basis": 6, "l_max": 4, "cutoff": 5.0}),
+    "Al smooth, large": ("SmoothSizes", {"n_species": 1, "n_radial": 24, "n_basis": 8, "l_max": 6, "cutoff": 6.5}),
+}
+"""Of the scalar-product family the paper's, for one species and for two with cross cosines; of the smooth one the
+defaults and a larger one."""
 
 PATTERNS = {
     "registers": r"Used (\d+) registers",
@@ -81,11 +85,13 @@ def check_arch(arch: int, names: list[str] | None = None) -> list[dict[str, Any]
     """A row for every kernel of every specification; `names` keeps the kernels that it holds."""
     from gpurho.kernels._cuda_sources import kernel_sources
     from gpurho.kernels.scalar_product import FeatureSizes
+    from gpurho.kernels.smooth import SmoothSizes
 
+    families: dict[str, Any] = {"FeatureSizes": FeatureSizes, "SmoothSizes": SmoothSizes}
     ptxas = find_ptxas()
     rows: list[dict[str, Any]] = []
-    for label, numbers in SPECIFICATIONS.items():
-        for name, source in kernel_sources(FeatureSizes(**NUMBERS, **numbers)).items():
+    for label, (family, numbers) in SPECIFICATIONS.items():
+        for name, source in kernel_sources(families[family](**numbers)).items():
             if names and name not in names:
                 continue
             start = time.perf_counter()

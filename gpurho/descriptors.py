@@ -259,7 +259,9 @@ class Environment:
         self._cuda: Any = None
         if spec.family == "smooth":
             if self.device != "cpu":
-                raise DeviceError(f"the smooth family has no kernel for {device!r} yet; give 'cpu'")
+                from gpurho.kernels.smooth_cuda import CudaSmooth
+
+                self._cuda = CudaSmooth(self._sizes, self.device)
             return
         table = nearest_table(structure, self._species, spec.n_angle_neighbors, spec.cutoff, TIE_TOLERANCE)
         self._neighbors = pack_neighbors(table.start, table.vectors, table.distances, spec.n_angle_neighbors)

@@ -10,8 +10,9 @@ from typing import Any
 from numba import cuda
 from numba.core import config
 
-from gpurho.kernels import _cuda_candidates, _cuda_exact, _cuda_network, _cuda_select
+from gpurho.kernels import _cuda_candidates, _cuda_exact, _cuda_network, _cuda_select, _smooth_cuda
 from gpurho.kernels.scalar_product import FeatureSizes
+from gpurho.kernels.smooth import SmoothSizes
 
 SIMULATOR = bool(getattr(config, "ENABLE_CUDASIM", 0))
 """Whether Numba runs kernels as Python threads: for tests."""
@@ -33,13 +34,28 @@ class KernelSource:
     options: dict[str, Any]
 
 
-def kernel_sources(sizes: FeatureSizes) -> dict[str, KernelSource]:
+def kernel_sources(sizes: FeatureSizes | SmoothSizes) -> dict[str, KernelSource]:
     """Every kernel of a specification, by name; ``select_n`` is the fast path for n candidates."""
     sources = [
         KernelSource("reset", lambda: _cuda_exact.reset, _cuda_exact.RESET_SIGNATURE, {}),
         KernelSource(
             "gather", lambda: _cuda_candidates.make_gather(GATHER_THREADS, GATHER_BINS), _cuda_candidates.SIGNATURE, {}
         ),
+    ]
+    sources += _smooth_sources(sizes) if isinstance(sizes, SmoothSizes) else _scalar_product_sources(sizes)
+    return {source.name: source for source in sources}
+
+
+def _smooth_sources(sizes: SmoothSizes) -> list[KernelSource]:
+    return [
+        KernelSource("coordinates", _smooth_cuda.make_coordinates, _smooth_cuda.COORDINATES_SIGNATURE, {}),
+        KernelSource("arrange", _smooth_cuda.make_arrange, _smooth_cuda.ARRANGE_SIGNATURE, {}),
+        KernelSource("expand", partial(_make_expand, sizes), _smooth_cuda.EXPAND_SIGNATURE, {"fastmath": True}),
+    ]
+
+
+def _scalar_product_sources(sizes: FeatureSizes) -> list[KernelSource]:
+    sources = [
         KernelSource("list_exact", lambda: _cuda_exact.list_exact, _cuda_exact.LIST_SIGNATURE, {}),
         KernelSource("exact", lambda: _cuda_exact.make_exact(sizes), _cuda_exact.EXACT_SIGNATURE, {}),
         KernelSource("capped", lambda: _cuda_exact.make_capped(sizes), _cuda_exact.CAPPED_SIGNATURE, {}),
@@ -59,7 +75,7 @@ def kernel_sources(sizes: FeatureSizes) -> dict[str, KernelSource]:
                 "cross", lambda: _cuda_select.make_cross(sizes), _cuda_select.CROSS_SIGNATURE, {"fastmath": True}
             )
         )
-    return {source.name: source for source in sources}
+    return sources
 
 
 def class_sizes(sizes: FeatureSizes) -> list[int]:
@@ -75,8 +91,15 @@ def _make_select(n_inputs: int, sizes: FeatureSizes) -> Callable[..., Any]:
     return _cuda_select.make_select(n_inputs, sizes, cuda.jit(device=True)(sort) if SIMULATOR else sort)
 
 
+def _make_expand(sizes: SmoothSizes) -> Callable[..., Any]:
+    if SIMULATOR:
+        flush = cuda.jit(device=True)(_smooth_cuda.make_flush())
+        return _smooth_cuda.make_expand(sizes, cuda.jit(device=True)(_smooth_cuda.simulated_expander(sizes, flush)))
+    return _smooth_cuda.make_expand(sizes, _smooth_cuda.make_expander(sizes, _smooth_cuda.make_flush()))
+
+
 @lru_cache(maxsize=512)
-def compiled(sizes: FeatureSizes, name: str, device: int) -> Any:
+def compiled(sizes: FeatureSizes | SmoothSizes, name: str, device: int) -> Any:
     """One compiled kernel; compilation happens here, for the current device."""
     source = kernel_sources(sizes)[name]
     if SIMULATOR:

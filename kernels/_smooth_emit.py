@@ -35,7 +35,7 @@ class Value:
 
     def _operate(self, name: str, left: Any, right: Any) -> Value:
         pair = [x.value if isinstance(x, Value) else self.constant(x) for x in (left, right)]
-        return Value(self.builder, getattr(self.builder, name)(*pair, flags=FLAGS))
+        return type(self)(self.builder, getattr(self.builder, name)(*pair, flags=FLAGS))
 
     def __add__(self, other: Any) -> Value:
         return self._operate("fadd", self, other)
@@ -56,23 +56,29 @@ class Value:
         """The square root."""
         kind = self.value.type
         suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
-        function = cgutils.get_or_insert_function(
-            self.builder.module, ir.FunctionType(kind, [kind]), f"llvm.sqrt.{suffix}"
-        )
-        return Value(self.builder, self.builder.call(function, [self.value], fastmath=FLAGS))
+        return self._call(f"llvm.sqrt.{suffix}")
+
+    def inverse_root(self) -> Value:
+        """One over the square root."""
+        return 1.0 / self.square_root()
+
+    def _call(self, name: str) -> Value:
+        kind = self.value.type
+        function = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(kind, [kind]), name)
+        return type(self)(self.builder, self.builder.call(function, [self.value], fastmath=FLAGS))
 
     def smaller(self, number: float) -> Value:
         """The smaller of this and a constant."""
         limit = self.constant(number)
         less = self.builder.fcmp_ordered("<", self.value, limit, flags=FLAGS)
-        return Value(self.builder, self.builder.select(less, self.value, limit))
+        return type(self)(self.builder, self.builder.select(less, self.value, limit))
 
 
 class Sums:
     """Numbers that a loop adds to: LLVM keeps them in registers as far as there are some."""
 
-    def __init__(self, builder: Any, kind: Any, n: int) -> None:
-        self.builder = builder
+    def __init__(self, builder: Any, kind: Any, n: int, number: type[Value] = Value) -> None:
+        self.builder, self.number = builder, number
         self.slots = [cgutils.alloca_once(builder, kind) for _ in range(n)]
         for slot in self.slots:
             builder.store(zero(kind), slot)
@@ -81,8 +87,12 @@ class Sums:
         """Add to one of the sums."""
         self.builder.store((self[i] + value).value, self.slots[i])
 
+    def scale(self, i: int, factor: float) -> None:
+        """Multiply one of the sums."""
+        self.builder.store((self[i] * factor).value, self.slots[i])
+
     def __getitem__(self, i: int) -> Value:
-        return Value(self.builder, self.builder.load(self.slots[i]))
+        return self.number(self.builder, self.builder.load(self.slots[i]))
 
 
 def zero(kind: Any) -> Any:

@@ -1,8 +1,8 @@
 """The formulas of the smooth descriptors, once, for any kind of number.
 
-They use ``+``, ``-``, ``*`` and the functions `square_root` and `smaller` only. `gpurho.kernels._smooth_emit` runs them
-on values of LLVM, a vector of grid points on the CPU or a scalar on a CUDA device, and so compiles them for both; on
-floats they run as they stand, as in Numba's CUDA simulator.
+They use ``+``, ``-``, ``*`` and the functions `square_root`, `inverse_root` and `smaller` only.
+`gpurho.kernels._smooth_emit` runs them on values of LLVM, a vector of grid points on the CPU or a scalar on a CUDA
+device, and so compiles them for both; on floats they run as they stand, as in Numba's CUDA simulator.
 
 With d the vector from the point to an atom, r its length and rc the cutoff: R_n(r) = T_n(2 r / rc - 1) f(r), with
 Chebyshev's T_n and the envelope f(r) = (1 + cos(pi r / rc)) / 2; and the real solid harmonics of the damped direction
@@ -19,6 +19,9 @@ Number: TypeAlias = Any
 DAMPING = 1.0
 """Length (angstrom) below which the direction to an atom fades out, so that the features are smooth at the nuclei."""
 
+UNIT = 2.0**-24
+"""Of whole-number coordinates, angstrom. They wrap around at 2^32 units; differences below 128 angstrom survive."""
+
 ENVELOPE = (
     0.9999999991138825, -0.46740103628085444, 0.09455311296259773,
     -0.011119339929582556, 0.0008600616134097623, -4.252328299841977e-05,
@@ -29,6 +32,11 @@ ENVELOPE = (
 def square_root(x: Number) -> Number:
     """The square root."""
     return x.square_root() if hasattr(x, "square_root") else math.sqrt(x)
+
+
+def inverse_root(x: Number) -> Number:
+    """One over the square root."""
+    return x.inverse_root() if hasattr(x, "inverse_root") else 1.0 / math.sqrt(x)
 
 
 def smaller(x: Number, y: float) -> Number:
@@ -58,7 +66,7 @@ def radial_functions(u: Number, n: int) -> list[Number]:
 
 def direction(dx: Number, dy: Number, dz: Number, square: Number, damping: Number) -> tuple[Number, ...]:
     """The damped direction and its squared length; `damping` is the square of `DAMPING` in the unit of `square`."""
-    scale = 1.0 / square_root(square + damping)
+    scale = inverse_root(square + damping)
     return dx * scale, dy * scale, dz * scale, square * (scale * scale)
 
 
@@ -73,7 +81,7 @@ def columns(l_max: int) -> list[Harmonic]:
 
 
 def harmonics(x: Number, y: Number, z: Number, square: Number, wanted: list[Harmonic]) -> list[Number]:
-    """Solid harmonics of (x, y, z), each up to the factor that `weight` squares; `square` is x^2 + y^2 + z^2."""
+    """Solid harmonics of (x, y, z), each up to the factor `norm`; `square` is x^2 + y^2 + z^2."""
     known: dict[Harmonic, Number] = {(1, 1, 0): x, (1, 1, 1): y, (1, 0, 0): z}
 
     def value(degree: int, m: int, part: int) -> Number:
@@ -98,10 +106,10 @@ def harmonics(x: Number, y: Number, z: Number, square: Number, wanted: list[Harm
     return [value(*key) for key in wanted]
 
 
-def weight(degree: int, m: int) -> float:
-    """Square of what a value of `harmonics` is to be multiplied by for the sum of squares of its degree to be 1."""
+def norm(degree: int, m: int) -> float:
+    """What a value of `harmonics` is to be multiplied by for the sum of squares of its degree to be 1."""
     leading = math.prod((2 * k - 1) / (k - m) for k in range(m + 1, degree + 1)) * math.prod(range(1, 2 * m, 2))
-    return (2 if m else 1) * math.factorial(degree - m) / math.factorial(degree + m) * leading**2
+    return leading * math.sqrt((2 if m else 1) * math.factorial(degree - m) / math.factorial(degree + m))
 
 
 def place(degree: int, m: int, part: int) -> int:

@@ -23,7 +23,7 @@ REGISTER_SUMS = 24 if _FEATURES.get("avx512f") else 12
 """Sums that a loop keeps in registers, with room for what it adds."""
 MOST_CHANNELS = 6
 
-KERNEL = types.void(*(types.uintp,) * 2, types.int64, *(types.uintp,) * 7, *(types.float32,) * 2)
+KERNEL = types.void(*(types.uintp,) * 2, types.int64, *(types.uintp,) * 6, *(types.float32,) * 2)
 """Of the kernel that is made for the sizes of a specification; see `gpurho.kernels.smooth_cpu.make_kernel`."""
 
 VECTOR, INTEGERS = ir.VectorType(F32, W), ir.VectorType(I32, W)
@@ -76,7 +76,7 @@ def project(
 
     Addresses: `atoms` (n_atoms, 4) int32, x, y, z and anything, and `lanes` (3, W) int32, both in one unit of length;
     `terms` (n_atoms, 4 + n_basis, W) scratch; `sums` (n_radial, W) OUTPUT; `projections` (n_basis, n_harmonics, W)
-    OUTPUT, degree by degree, to be weighted by `weight`; `matrix` (n_basis, n_radial), read where `contracted` is 1.
+    OUTPUT, degree by degree; `matrix` (n_basis, n_radial), read where `contracted` is 1.
     `inverse_square` (of the cutoff) and `damping` are float32 in that unit.
     """
     radial, basis, degree, dense = _literals((n_radial, n_basis, l_max, contracted))
@@ -144,7 +144,8 @@ def project(
                 for a, n in enumerate(channels):
                     for b, key in enumerate(part):
                         row = n * n_harmonics + formulas.place(*key)
-                        _store(builder, sums[a * len(part) + b], projections, row * ROW_BYTES)
+                        value = sums[a * len(part) + b] * formulas.norm(*key[:2])
+                        _store(builder, value, projections, row * ROW_BYTES)
         return context.get_dummy_value()
 
     return signature, generate
@@ -168,19 +169,19 @@ def _combination(builder: Any, values: list[Value], matrix: Any, first: int) -> 
 
 
 @intrinsic(prefer_literal=True)
-def multiply(typing_context, projections, weights, table, n_channels, l_max):
+def multiply(typing_context, projections, table, n_channels, l_max):
     """The power spectrum of `W` points.
 
-    Addresses: `projections` (n_channels, n_harmonics, W) as `project` leaves them; `weights` (n_harmonics,) float32;
-    `table` (n_pairs * l_max, W) OUTPUT: for each pair of channels the products of degree 1 to l_max.
+    Addresses: `projections` (n_channels, n_harmonics, W); `table` (n_pairs * l_max, W) OUTPUT: for each pair of
+    channels the products of degree 1 to l_max.
     """
     channels, degrees = _literals((n_channels, l_max))
     n_harmonics = (degrees + 1) ** 2 - 1
-    signature = types.void(types.uintp, types.uintp, types.uintp, n_channels, l_max)
+    signature = types.void(types.uintp, types.uintp, n_channels, l_max)
     start = [a * channels - a * (a - 1) // 2 - a for a in range(channels)]  # of the pairs (a, b) less b
 
     def generate(context, builder, signature, arguments):
-        projections, weights, table = arguments[:3]
+        projections, table = arguments[:2]
         one = ir.Constant(I64, 1)
         parts = groups(range(channels), MOST_CHANNELS)
         for left, right in [(a, b) for i, a in enumerate(parts) for b in parts[i:]]:
@@ -192,13 +193,10 @@ def multiply(typing_context, projections, weights, table, n_channels, l_max):
                     count = builder.add(builder.add(degree, degree), one)
                     sums = Sums(builder, VECTOR, len(pairs))
                     with loop(builder, count) as i:
-                        slot = builder.add(first, i)
-                        factor = builder.load(_pointer(builder, weights, _times(builder, slot, WORD), F32))
-                        row = builder.add(projections, _times(builder, slot, ROW_BYTES))
+                        row = builder.add(projections, _times(builder, builder.add(first, i), ROW_BYTES))
                         values = {c: _row(builder, row, c * n_harmonics * ROW_BYTES) for c in {*rows, *right}}
-                        weighted = {c: values[c] * Value(builder, _spread(builder, factor)) for c in rows}
                         for k, (a, b) in enumerate(pairs):
-                            sums.add(k, weighted[a] * values[b])
+                            sums.add(k, values[a] * values[b])
                     column = builder.add(table, _times(builder, index, ROW_BYTES))
                     for k, (a, b) in enumerate(pairs):
                         _store(builder, sums[k], column, (start[a] + b) * degrees * ROW_BYTES)
@@ -262,7 +260,7 @@ def load_count(typing_context, counts, i):
 
 @intrinsic
 def call_kernel(
-    typing_context, address, atoms, n_atoms, room, lanes, terms, projections, table, matrix, weights, rows,
+    typing_context, address, atoms, n_atoms, room, lanes, terms, projections, table, matrix, rows,
     inverse_square, damping,
 ):  # fmt: skip
     """Call a function with the signature `KERNEL` by its address."""

@@ -35,10 +35,11 @@ BLOCK = 128
 class Workspace:
     """Scratch arrays on a device that grow as needed and are used again from tile to tile.
 
-    One workspace serves one stream.
+    One workspace serves one stream. `sizes` holds numbers that a driver has found to suffice.
     """
 
     arrays: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
     def array(self, name: str, shape: tuple[int, ...], dtype: Any, order: str = "C") -> Any:
         """An uninitialised array of this shape on the current device."""
@@ -114,11 +115,12 @@ def scalar_product_features(
             return _launch(points, batches, cells, neighbors, sizes, out, work, stream, device)
         except Exception as error:
             if "OUT_OF_MEMORY" in str(error):
-                raise _no_room(len(points)) from error
+                raise no_room(len(points)) from error
             raise
 
 
-def _no_room(n_points: int) -> DeviceError:
+def no_room(n_points: int) -> DeviceError:
+    """The error for features that the device's memory does not hold."""
     return DeviceError(f"the GPU's memory does not hold the descriptors of {n_points} points; use smaller tiles")
 
 
@@ -133,7 +135,7 @@ def _launch(
     networks = class_sizes(sizes)
     n_entries = n_batches * sizes.n_species
     cutoff, gap = np.float32(sizes.cutoff), np.float32(1.5 * TIE_TOLERANCE + 3.0e-6)
-    view = _view
+    view = device_view
     points, features = view(points), view(out)
     order, batch_start = view(batches.order), view(batches.start)
     positions, owners, cell_start = view(cells.positions), view(cells.owners), view(cells.start)
@@ -203,7 +205,7 @@ def _launch(
     return int(totals[_cuda_exact.N_CAPPED]), int(totals[_cuda_exact.N_TIED]), n_exact
 
 
-def _view(array: Any) -> Any:
+def device_view(array: Any) -> Any:
     """The array as Numba's kernels take it; an empty one as one of length 1 that is never read."""
     if 0 in array.shape:
         shape = tuple(max(1, int(n)) for n in array.shape)
@@ -216,7 +218,7 @@ class CudaFeatures:
 
     Parameters
     ----------
-    neighbors : NeighborArrays
+    neighbors : NeighborArrays, optional
         Host arrays; they are uploaded once.
     sizes : FeatureSizes
     device : str
@@ -230,7 +232,7 @@ class CudaFeatures:
         Where torch or Numba cannot use the device.
     """
 
-    def __init__(self, neighbors: NeighborArrays, sizes: FeatureSizes, device: str) -> None:
+    def __init__(self, neighbors: NeighborArrays | None, sizes: Any, device: str) -> None:
         import torch
 
         require_cuda()
@@ -247,11 +249,13 @@ class CudaFeatures:
             raise DeviceError(f"device {device!r} is not there; this machine has {torch.cuda.device_count()} GPUs")
         self.device = torch.device("cuda", index)
         self.sizes = sizes
-        self._neighbors = NeighborArrays(
-            *(self._upload(x) for x in (neighbors.start, neighbors.vectors, neighbors.distances)),
-            self._upload(neighbors.bonds),
-            self._upload(neighbors.tied),
-        )
+        self._neighbors: Any = None
+        if neighbors is not None:
+            self._neighbors = NeighborArrays(
+                *(self._upload(x) for x in (neighbors.start, neighbors.vectors, neighbors.distances)),
+                self._upload(neighbors.bonds),
+                self._upload(neighbors.tied),
+            )
         self._workspaces: dict[int, Workspace] = {}
         self._batches: dict[int, tuple[Batches, Batches]] = {}
 
@@ -317,7 +321,7 @@ class CudaFeatures:
             try:
                 out = torch.empty(shape, dtype=torch.float32, device=self.device)
             except torch.OutOfMemoryError as error:
-                raise _no_room(len(points)) from error
+                raise no_room(len(points)) from error
         elif (
             not isinstance(out, torch.Tensor)
             or tuple(out.shape) != shape
@@ -334,7 +338,10 @@ class CudaFeatures:
                 self._upload(cells.positions), self._upload(cells.owners), self._upload(cells.start),
                 cells.origin, cells.edge, cells.shape,
             )  # fmt: skip
-            counts = scalar_product_features(
-                self._upload(points), self._on_device(batches), there, self._neighbors, self.sizes, out, work, stream
-            )
+            counts = self._run(self._upload(points), self._on_device(batches), there, out, work, stream)
         return out, *counts
+
+    def _run(
+        self, points: Any, batches: Batches, cells: SpeciesCells, out: Any, work: Workspace, stream: Any
+    ) -> tuple[int, int, int]:
+        return scalar_product_features(points, batches, cells, self._neighbors, self.sizes, out, work, stream)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.kernels._smooth_formulas import columns, place, weight
 from gpurho.kernels.batches import Batches
 from gpurho.kernels.celllist import SpeciesCells
 
@@ -82,15 +80,6 @@ def smooth_features(
                 points, batches.order, batches.start, batches.block_start,
                 cells.positions, cells.start, cells.origin, cells.edge, cells.shape,
                 sizes.cutoff, sizes.n_radial, *scratch_rows(sizes.n_species, sizes.n_basis, sizes.l_max),
-                kernel.address, matrix, harmonic_weights(sizes.l_max), out, counts,
+                kernel.address, matrix, out, counts,
             )  # fmt: skip
     return int(counts.sum()), 0, 0
-
-
-@lru_cache(maxsize=16)
-def harmonic_weights(l_max: int) -> NDArray[np.float32]:
-    """What the square of each harmonic counts in the power spectrum, degree by degree."""
-    weights = np.ones(max(1, (l_max + 1) ** 2 - 1), np.float32)
-    for key in columns(l_max):
-        weights[place(*key)] = weight(*key[:2])
-    return weights

@@ -23,7 +23,7 @@ from numba import cfunc, njit, prange
 
 from gpurho.kernels import _cpu_fast, _smooth_emit, _smooth_formulas, _smooth_lanes
 from gpurho.kernels._cpu_fast import bound, cell_range, gather
-from gpurho.kernels._smooth_formulas import DAMPING
+from gpurho.kernels._smooth_formulas import DAMPING, UNIT
 from gpurho.kernels._smooth_lanes import (
     ATOM_BYTES,
     DIRECTION_ROWS,
@@ -37,8 +37,6 @@ from gpurho.kernels._smooth_lanes import (
     write_rows,
 )
 
-UNIT = 2.0**-24
-"""Of whole-number coordinates, angstrom. They wrap around at 2^32 units; differences below 128 angstrom survive that."""
 WIDEST = 24.0
 """Half the diagonal (angstrom) of a batch beyond which each point is a batch of its own, as differences might wrap."""
 PAD = 1.0e-3
@@ -97,7 +95,7 @@ def _make_driver(version: int) -> Any:
     @njit(parallel=True, error_model="numpy", cache=True)
     def fill_smooth(
         points, order, batch_start, block_start, positions, cell_start, origin, edge, shape,
-        cutoff, n_radial, atom_rows, projection_rows, kernel, matrix, weights, out, counts,
+        cutoff, n_radial, atom_rows, projection_rows, kernel, matrix, out, counts,
     ):  # fmt: skip
         """Descriptors of points into `out` (OUTPUT), and per block the points without atoms (OUTPUT: counts).
 
@@ -169,8 +167,8 @@ def _make_driver(version: int) -> Any:
                         rows[lane] = base + p * row_bytes
                     call_kernel(
                         kernel, atoms.ctypes.data, n_atoms.ctypes.data, room, lanes.ctypes.data, terms.ctypes.data,
-                        projections.ctypes.data, table.ctypes.data, matrix.ctypes.data, weights.ctypes.data,
-                        rows.ctypes.data, inverse_square, damping,
+                        projections.ctypes.data, table.ctypes.data, matrix.ctypes.data, rows.ctypes.data,
+                        inverse_square, damping,
                     )  # fmt: skip
                     if n_columns < W:
                         for lane in range(end - begin):
@@ -204,7 +202,7 @@ def make_kernel(n_species: int, n_radial: int, n_basis: int, l_max: int, contrac
 
     @cfunc(KERNEL, cache=True)
     def kernel(
-        atoms, n_atoms, room, lanes, terms, projections, table, matrix, weights, rows, inverse_square, damping
+        atoms, n_atoms, room, lanes, terms, projections, table, matrix, rows, inverse_square, damping
     ):  # fmt: skip
         if version == 0:
             return
@@ -214,7 +212,7 @@ def make_kernel(n_species: int, n_radial: int, n_basis: int, l_max: int, contrac
                 table + s * sum_bytes, projections + s * projection_bytes, matrix + s * matrix_bytes,
                 inverse_square, damping, n_radial, n_basis, l_max, contracted,
             )  # fmt: skip
-        multiply(projections, weights, table + n_species * sum_bytes, n_channels, l_max)
+        multiply(projections, table + n_species * sum_bytes, n_channels, l_max)
         if many_columns:
             write_rows(table, rows, n_columns)
 

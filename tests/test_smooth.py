@@ -200,7 +200,7 @@ def test_coarse_grids_agree_with_the_oracle():
     rng = np.random.default_rng(0)
     positions = points[rng.integers(0, len(points), 60)] + rng.normal(0, 2, (60, 3))
     # Where numbers wrap around, an atom 256 angstrom away would look near.
-    positions = np.concatenate([positions, points[:60:3] + [256.0, 0, 0]])
+    positions = np.concatenate([positions, points[:60:3] + np.array([256.0, 0, 0])])
     structure = Structure(positions, [13] * len(positions), grid.cell, [False] * 3)
     result = Environment(structure, AL).tile_features(grid, make_tiles(grid)[0])
     assert_agrees(result.values, oracle(positions, ["Al"] * len(positions), grid.cell, [False] * 3, points, AL))
@@ -232,7 +232,7 @@ def test_harmonics_of_each_degree_have_unit_sum_and_distinct_places():
     values = formulas.harmonics(x, y, z, x * x + y * y + z * z, keys)
     assert sorted(formulas.place(*k) for k in keys) == list(range(80))
     for degree in range(1, 9):
-        total = sum(formulas.weight(*k[:2]) * v * v for k, v in zip(keys, values, strict=True) if k[0] == degree)
+        total = sum((formulas.norm(*k[:2]) * v) ** 2 for k, v in zip(keys, values, strict=True) if k[0] == degree)
         assert total == pytest.approx((x * x + y * y + z * z) ** degree, rel=1e-12)
 
 
