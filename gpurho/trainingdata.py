@@ -65,8 +65,6 @@ class TrainingData:
         self.rank, self.world, self.on_disk = rank, world, world > 1
         self.n_grid = sum(p.n_grid for p in parts)
         self.paths = {use: checkpoint.with_suffix(f".{use}.features") for use in ("train", "validation")}
-        self._epoch, self._loaded = -1, (-1, -1)
-        self._plan: list[tuple[int, int]] = []
         self.scaling: Scaling
         self.train: PointStore
         self.validation: PointStore
@@ -78,6 +76,9 @@ class TrainingData:
 
     def gather(self) -> None:
         """Draw the points and compute their features, in memory where they fit the limit and this is one process."""
+        self._epoch, self._loaded = -1, (-1, -1)
+        self._plan: list[tuple[int, int]] = []
+        self._x = self._y = torch.empty(0)
         s, row = self.settings, self.descriptor.n_features * 4
         draws, held = (sum(p.draws(use, s.points_per_snapshot) for p in self.parts) for use in ("train", "validation"))
         self.limit = int(s.memory_limit * 2**30) - (draws + held) * (BYTES_BESIDE + 4)

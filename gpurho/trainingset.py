@@ -94,6 +94,21 @@ def split_all(
     return splits
 
 
+def check_apart(datasets: Sequence[Dataset], splits: Sequence[Split]) -> None:
+    """Raise `DatasetError` when one data set holds out a structure that another one trains on."""
+    uses: dict[str, tuple[str, str]] = {}
+    for data, split in zip(datasets, splits, strict=True):
+        for use in ("train", "validation", "test"):
+            for i in getattr(split, use):
+                where = f"snapshot {i} of {data.path.name}"
+                other, place = uses.setdefault(data[i].structure.fingerprint(), (use, where))
+                if other != use:
+                    raise DatasetError(
+                        f"{where} ({use}) has the structure of {place} ({other}); name test and validation so that"
+                        " each structure has one use"
+                    )
+
+
 def _flat(named: Sequence[Any]) -> list[int]:
     """The snapshots of a single data set, named as a list or as a list of one list."""
     return list(named[0]) if len(named) == 1 and not isinstance(named[0], int) else list(named)

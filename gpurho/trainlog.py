@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +53,15 @@ class TrainingLog:
         self.path.write_text(",".join(COLUMNS) + "\n")
 
     def resume(self, rows: list[dict[str, float]]) -> None:
-        """Go on after some rows; later ones, which will be written again, are cut off."""
+        """Go on after some rows; later ones in the table, which will be written again, are cut off."""
         self.rows = rows
-        with suppress(OSError):
-            lines = self.path.read_text().splitlines()[: 1 + len(rows)]
-            self.path.write_text("\n".join(lines) + "\n")
+        self.path.write_text("".join([",".join(COLUMNS) + "\n", *(_line(row) for row in rows)]))
 
     def add(self, row: dict[str, float]) -> None:
         """Add a row with the entries `COLUMNS`."""
         self.rows.append(row)
         with open(self.path, "a") as file:
-            file.write(",".join(f"{row[name]:.6g}" for name in COLUMNS) + "\n")
+            file.write(_line(row))
         if self._board is not None:
             for name in COLUMNS[2:]:
                 self._board.add_scalar(name, row[name], int(row["step"]))
@@ -74,6 +71,10 @@ class TrainingLog:
         """Close the event files."""
         if self._board is not None:
             self._board.close()
+
+
+def _line(row: dict[str, float]) -> str:
+    return ",".join(f"{row[name]:.6g}" for name in COLUMNS) + "\n"
 
 
 class StepBar:

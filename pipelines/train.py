@@ -15,7 +15,7 @@ from gpurho.datasets import Dataset, open_dataset
 from gpurho.errors import OutputExistsError, SettingsError
 from gpurho.pipelines.evaluate import EvaluationReport, evaluate
 from gpurho.training import Start, Trainer, TrainingSettings, torch_threads, training_record
-from gpurho.trainingset import Split, split_all
+from gpurho.trainingset import Split, check_apart, split_all
 from gpurho.trainlog import StepBar
 from gpurho.trainsettings import model_entries, setting_words, settings_of_model
 
@@ -152,6 +152,8 @@ def train(
         raise SettingsError("no data set was given; name at least one HDF5 file")
     data = [d if isinstance(d, Dataset) else open_dataset(d) for d in sources]
     splits = split_all(data, test, validation, test_fraction, validation_fraction)
+    if len(data) > 1:
+        check_apart(data, splits)
     checkpoint = path.with_suffix(".checkpoint")
     with torch_threads(threads):
         trainer = Trainer(data, splits, chosen, checkpoint, device=device, start=start, tensorboard=tensorboard)

@@ -189,6 +189,13 @@ def test_several_data_sets_are_split_recorded_and_evaluated_each(data: Dataset, 
     assert [r["dataset"] for r in result.model.spec.metrics["by_dataset"]] == ["toy.h5", "wide.h5"]
     with pytest.raises(DatasetError, match="one list of snapshots for each"):
         train([data, other], tmp_path / "n.safetensors", test=[1, 2], progress=False, **settings)
+    subset = write_dataset(tmp_path / "subset.h5", [data[k] for k in (0, 2, 4)])
+    with pytest.raises(
+        DatasetError, match=r"snapshot 1 of subset.h5 \(train\) has the structure of snapshot 2 of toy.h5"
+    ):
+        train(
+            [data, subset], tmp_path / "n.safetensors", test=[[2], []], validation=[[1], []], progress=False, **settings
+        )
     with pytest.raises(DatasetError, match="no snapshots are left"):
         train([single, single], tmp_path / "n.safetensors", progress=False, **settings)
 
