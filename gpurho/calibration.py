@@ -8,7 +8,7 @@ The factor may follow the predicted density, piecewise linearly, where that help
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -139,6 +139,25 @@ def _curve(mean: Array, scores: Array, knots: int) -> tuple[Array, Array]:
     return positions[apart], values[apart]
 
 
+def fit_correlation_volume(error: ArrayLike, epistemic: ArrayLike, noise: ArrayLike) -> float:
+    """The volume, angstrom^3, within which aleatoric errors go together, from integrals over regions.
+
+    Its square root scales the part of the integrals' errors that the weights do not account for:
+    ``mean(error^2) = mean(epistemic^2) + volume * mean(noise)``.
+
+    Parameters
+    ----------
+    error, epistemic : (n,) arrays, electrons
+        Errors of the integrals over n regions, of the size of an atom, and their epistemic sigmas.
+    noise : (n,) array
+        Integral of the squared aleatoric sigma over each region, electrons^2 / angstrom^3.
+    """
+    e, s, a = (np.asarray(v, np.float64) for v in (error, epistemic, noise))
+    if e.size == 0 or not a.mean() > 0:
+        raise SettingsError("a correlation volume needs regions with a positive aleatoric variance")
+    return max(0.0, float((np.mean(e**2) - np.mean(s**2)) / a.mean()))
+
+
 def calibrate(
     model: DensityModel,
     features: Tensor,
@@ -168,4 +187,5 @@ def calibrate(
     factors = fit_calibration_curve(
         mean.numpy(), error.numpy(), aleatoric.double().numpy(), epistemic.double().numpy(), groups
     )
-    return model.with_spec(**{name: factors})
+    volume = getattr(model.spec, name).correlation_volume
+    return model.with_spec(**{name: replace(factors, correlation_volume=volume)})

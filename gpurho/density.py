@@ -20,6 +20,8 @@ from gpurho.structure import Structure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from gpurho.model import DensityModel
+
 
 def _upper(module: str, name: str) -> Callable[..., Any]:
     """A function of a layer above, found when it is called: files and pictures know of fields, not the reverse."""
@@ -38,6 +40,8 @@ class Density:
     mean : (nx, ny, nz) float32 array or LazyField, e/angstrom^3
     aleatoric, epistemic : like `mean`, optional
         Standard deviations: the noise of the labels as the network learned it, and the network's own ignorance.
+    errors : (k,) array, optional
+        Vector whose length, times the volume per point, is the epistemic sigma of the integral (`gpurho.integrals`).
     totals : Totals, optional
         Sums of the raw fields; found by one pass over the field when they are needed and not given.
     correction : Correction, optional
@@ -62,6 +66,7 @@ class Density:
         epistemic: Field | None = None,
         *,
         totals: Totals | None = None,
+        errors: NDArray[np.float64] | None = None,
         correction: Correction | None = None,
         info: Mapping[str, Any] | None = None,
         close: Callable[[], None] | None = None,
@@ -79,7 +84,7 @@ class Density:
         self.grid, self.structure = grid, structure
         self.correction = correction or Correction()
         self.info: dict[str, Any] = dict(info or {})
-        self._totals = totals
+        self._totals, self._errors = totals, errors
         self._close = close
         self._made: dict[str, Field] = {}
 
@@ -168,15 +173,28 @@ class Density:
     def electrons_std(self) -> float | None:
         """Standard deviation of `electrons_predicted`; None without uncertainty.
 
-        Standard deviations at points do not say how the errors of points go together, so this takes a stand: the
-        aleatoric errors, noise of the labels, count as independent from point to point; the epistemic ones, which
-        come from one set of weights, as fully correlated, so that they add linearly. The second is the largest
-        value that they can have: this is an upper bound unless the label noise itself is correlated.
+        The epistemic errors of all points come from one set of weights: their share follows from the sum of the
+        points' gradients, as `gpurho.integrals` says, where the prediction kept it (`correlated`); otherwise they
+        count as fully correlated, the largest value that they can have. Aleatoric errors count as independent
+        beyond the volume within which those of held-out snapshots were found to go together, `info`'s
+        "correlation_volume" (angstrom^3); without one, from point to point.
         """
         if not self.uncertain:
             return None
         sums, dv = self.totals, self.grid.dv
-        return float(np.hypot(np.sqrt(sums.sum_aleatoric2), sums.sum_epistemic)) * dv
+        common = sums.sum_epistemic if self._errors is None else float(np.linalg.norm(self._errors))
+        independent = sums.sum_aleatoric2 * dv * max(dv, self._correlation_volume)
+        return float(np.hypot(np.sqrt(independent), common * dv))
+
+    @property
+    def correlated(self) -> bool:
+        """Whether `electrons_std` follows how errors of points go together; otherwise it is an upper bound."""
+        return self._errors is not None
+
+    @property
+    def _correlation_volume(self) -> float:
+        """Volume in angstrom^3; 0 where it is not known."""
+        return float(self.info.get("correlation_volume") or 0.0)
 
     @property
     def mean_std(self) -> float | None:
@@ -193,13 +211,22 @@ class Density:
         """Points whose descriptors met the cutoff before their last atom."""
         return self.totals.n_capped
 
-    def per_atom(self) -> AtomCharges:
+    def per_atom(self, model: DensityModel | None = None, device: str = "cpu") -> AtomCharges:
         """Electrons, standard deviation and volume of the points nearest to each atom.
 
         The field is read block by block. ``charges.electrons`` and ``charges.electrons_std`` go as they are into
         ``atoms.arrays`` and so into OVITO.
+
+        With the `model` of the prediction, the epistemic part of the standard deviations follows how the errors of
+        an atom's points go together, at the cost of descriptors and network for a part of the points once more, on
+        `device`, and of a few hundred numbers per atom in memory. Without it they count as fully correlated within
+        an atom, the largest value that they can have.
         """
-        return per_atom(self.structure, self.grid, self.mean, self.aleatoric, self.epistemic)
+        known = None
+        if model is not None and self.uncertain:
+            known = _upper("gpurho.atomerrors", "atom_errors")(self, model, device) * self.correction.scale
+        volume = self._correlation_volume
+        return per_atom(self.structure, self.grid, self.mean, self.aleatoric, self.epistemic, None, volume, known)
 
     # -- values at points -----------------------------------------------------------------------------------
 

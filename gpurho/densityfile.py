@@ -9,7 +9,8 @@ Layout of the file, version 1 (``format = "gpurho-density"`` among the root's at
 - ``grid``: attributes ``shape``, ``cell``, ``origin``, ``pbc``, ``region``.
 - ``structure``: ``positions``, ``numbers``, attributes ``cell``, ``pbc``.
 - ``tiles``: ``start``, ``stop``, ``done``, ``crc32`` (of the tile's float32 values in C order, one for each field)
-  and ``sums``, whose columns the attribute ``columns`` names.
+  and ``sums``, whose columns the attribute ``columns`` names; ``errors``, where there are sigmas: a vector whose
+  length, times the volume per point, is the epistemic sigma of the integral (`gpurho.integrals`).
 - ``provenance``: JSON with the settings, the model's fingerprint and full specification, and versions.
 
 The file holds no date: it is a function of its inputs, the same bytes whenever and however often it was interrupted.
@@ -114,7 +115,12 @@ def create_file(path: Path, layout: Layout) -> Any:
 
 
 def write_tables(
-    h5: Any, layout: Layout, totals: list[Totals], crc: dict[int, tuple[int, ...]], correction: Correction
+    h5: Any,
+    layout: Layout,
+    totals: list[Totals],
+    crc: dict[int, tuple[int, ...]],
+    correction: Correction,
+    errors: NDArray[np.float64] | None = None,
 ) -> None:
     """The per-tile tables and the conservation, written once at the end."""
     tiles = layout.tiles
@@ -126,6 +132,8 @@ def write_tables(
         "crc32": np.array([crc[i] for i in range(len(tiles))], dtype=np.uint32),
         "sums": np.array([[getattr(row, name) for name in COLUMNS] for row in totals], dtype=np.float64),
     }
+    if errors is not None:
+        tables["errors"] = errors
     for name, table in tables.items():
         group.create_dataset(name, data=table, track_times=False)
     group["sums"].attrs["columns"] = json.dumps(COLUMNS)
@@ -222,6 +230,7 @@ def _density_of(h5: Any) -> Density:
         field("aleatoric"),
         field("epistemic"),
         totals=Totals.merged(rows),
+        errors=h5["tiles/errors"][()] if "errors" in h5["tiles"] else None,
         correction=correction,
         info=info,
         close=h5.close,

@@ -178,7 +178,7 @@ class DensityModel:
         networks = [frozen(self.prediction_network(dtype, uncertainty), where)]
         if uncertainty == "sampled":
             for index in range(samples):
-                networks.append(frozen(self._sampled_network(dtype, seed, index), where))
+                networks.append(frozen(self.prediction_network(dtype, None, self.drawn(seed, index)), where))
         return Evaluator(
             networks,
             feature_mean=self.tensors["feature_mean"],
@@ -198,14 +198,15 @@ class DensityModel:
             batch_size=batch_size,
         )
 
-    def _sampled_network(self, dtype: torch.dtype, seed: int, index: int) -> PredictionNetwork:
+    def drawn(self, seed: int, index: int) -> list[list[Tensor]]:
+        """Draw number `index` of the run `seed` from the posterior: [weights, biases], by layer."""
         from gpurho.uncertainty import draw_weights
 
         kinds = ("weight", "bias")
         means = [t for k in kinds for t in self._layers(f"{k}_mean")]
-        drawn = draw_weights(means, [t for k in kinds for t in self._layers(f"{k}_sigma")], seed, index)
-        half = len(drawn) // 2
-        return self.prediction_network(dtype, None, [drawn[:half], drawn[half:]])
+        values = draw_weights(means, [t for k in kinds for t in self._layers(f"{k}_sigma")], seed, index)
+        half = len(values) // 2
+        return [values[:half], values[half:]]
 
     # --- files -------------------------------------------------------------------------------------------------
 

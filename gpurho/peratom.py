@@ -23,8 +23,9 @@ MAX_SHARES = 24
 class AtomCharges:
     """Electrons of each atom with standard deviations and the volume of its points, (n_atoms,) each.
 
-    `electrons_std` adds the aleatoric errors of the points as independent and the epistemic ones as one common
-    error, as `Density.electrons_std` does; None without uncertainty. Volumes in angstrom^3.
+    `electrons_std` adds aleatoric errors as independent beyond a correlation volume, as `Density.electrons_std` does,
+    and the epistemic ones as one common error, or as the weights' posterior says; None without uncertainty. Volumes
+    in angstrom^3.
     """
 
     electrons: NDArray[np.float64]
@@ -39,11 +40,17 @@ def per_atom(
     aleatoric: Field | None,
     epistemic: Field | None,
     tick: Callable[[int], None] | None = None,
+    correlation_volume: float = 0.0,
+    epistemic_std: NDArray[np.float64] | None = None,
 ) -> AtomCharges:
-    """Sums over the Voronoi cells of the atoms, block by block; points on a border are shared out equally."""
+    """Sums over the Voronoi cells of the atoms, block by block; points on a border are shared out equally.
+
+    `correlation_volume`, angstrom^3, is that within which aleatoric errors go together; `epistemic_std`, (n_atoms,)
+    e/angstrom^3, the epistemic sigma of each atom's mean density (`gpurho.atomerrors`), where it is known.
+    """
     n = len(structure)
     electrons, volumes, independent, common = (np.zeros(n) for _ in range(4))
-    finder = _Nearest(structure, grid)
+    finder = NearestAtoms(structure, grid)
     for box in blocks(mean):
         start, stop = [s.start for s in box], [s.stop for s in box]
         points, owners, shares = finder.owners(grid.points(start, stop))
@@ -57,7 +64,10 @@ def per_atom(
             tick(values.size)
     dv = grid.dv
     known = aleatoric is not None and epistemic is not None
-    std = np.hypot(np.sqrt(independent), common) * dv if known else None
+    std = None
+    if known:
+        common = common * dv if epistemic_std is None else epistemic_std * volumes * dv
+        std = np.hypot(np.sqrt(independent * dv * max(dv, correlation_volume)), common)
     return AtomCharges(electrons * dv, std, volumes * dv)
 
 
@@ -65,7 +75,7 @@ def _flat(field: Field, box: Box) -> NDArray[np.float64]:
     return np.asarray(field[box], dtype=np.float64).reshape(-1)
 
 
-class _Nearest:
+class NearestAtoms:
     """Which atoms are nearest to points of a grid, periodic images counted as their atoms."""
 
     def __init__(self, structure: Structure, grid: Grid) -> None:

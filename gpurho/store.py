@@ -33,13 +33,14 @@ SYNC_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class FinishedTile:
-    """A tile ready for its sink: totals, the chunks' stored bytes (or arrays), and checksums."""
+    """A tile ready for its sink: totals, the chunks' stored bytes (or arrays), checksums, its integral's vector."""
 
     tile: Tile
     totals: Totals
     payload: tuple[Any, ...]
     crc: tuple[int, ...] = ()
     stored_crc: tuple[int, ...] = ()
+    errors: NDArray[np.float64] | None = None
 
 
 def checked_totals(tile: Tile, values: Sequence[NDArray[np.float32]], counts: dict[str, int]) -> Totals:
@@ -71,10 +72,17 @@ class MemorySink:
                 f"the field needs {layout.raw_bytes / 2**30:.3g} GiB of memory; pass out='rho.h5' to stream it to disk"
             ) from None
         self._totals: list[Totals] = []
+        self._errors: NDArray[np.float64] | None = None
 
-    def encode(self, tile: Tile, values: Sequence[NDArray[np.float32]], counts: dict[str, int]) -> FinishedTile:
+    def encode(
+        self,
+        tile: Tile,
+        values: Sequence[NDArray[np.float32]],
+        counts: dict[str, int],
+        errors: NDArray[np.float64] | None = None,
+    ) -> FinishedTile:
         """Check a tile; any thread may call this."""
-        return FinishedTile(tile, checked_totals(tile, values, counts), tuple(values))
+        return FinishedTile(tile, checked_totals(tile, values, counts), tuple(values), errors=errors)
 
     def write(self, finished: FinishedTile) -> None:
         """Keep a tile."""
@@ -83,6 +91,7 @@ class MemorySink:
         for name, value in zip(self.layout.names, finished.payload, strict=True):
             self._arrays[name][box] = value.reshape(tile.shape)
         self._totals.append(finished.totals)
+        self._errors = _added(self._errors, finished.errors)
 
     @property
     def totals(self) -> Totals:
@@ -103,6 +112,7 @@ class MemorySink:
             arrays[1],
             arrays[2],
             totals=self.totals,
+            errors=self._errors,
             correction=correction,
             info=info,
         )
@@ -145,6 +155,7 @@ class FileSink:
             raise StoreError(f"cannot write in {path.parent}: {error.strerror}; give another output") from None
         self._totals: dict[int, Totals] = {}
         self._crc: dict[int, tuple[int, ...]] = {}
+        self._errors: NDArray[np.float64] | None = None
         self._h5: Any = None
         self._journal: Journal | None = None
         self._synced = time.monotonic()
@@ -210,16 +221,32 @@ class FileSink:
                     chunks.append(data)
                 totals = Totals(**{name: record["sums"][name] for name in COLUMNS})
                 tile = self.layout.tiles[record["tile"]]
-                self.write(FinishedTile(tile, totals, tuple(chunks), tuple(record["crc"]), tuple(record["stored_crc"])))
+                errors = record.get("errors")
+                self.write(
+                    FinishedTile(
+                        tile,
+                        totals,
+                        tuple(chunks),
+                        tuple(record["crc"]),
+                        tuple(record["stored_crc"]),
+                        None if errors is None else np.array(errors, dtype=np.float64),
+                    )
+                )
 
     # -- tiles ----------------------------------------------------------------------------------------------
 
-    def encode(self, tile: Tile, values: Sequence[NDArray[np.float32]], counts: dict[str, int]) -> FinishedTile:
+    def encode(
+        self,
+        tile: Tile,
+        values: Sequence[NDArray[np.float32]],
+        counts: dict[str, int],
+        errors: NDArray[np.float64] | None = None,
+    ) -> FinishedTile:
         """Check, sum and compress a tile; any thread may call this."""
         totals = checked_totals(tile, values, counts)
         crc = tuple(zlib.crc32(np.ascontiguousarray(value, dtype="<f4").data) for value in values)
         stored = tuple(compress_tile(value, tile, self.layout.chunk) for value in values)
-        return FinishedTile(tile, totals, stored, crc, tuple(zlib.crc32(data) for data in stored))
+        return FinishedTile(tile, totals, stored, crc, tuple(zlib.crc32(data) for data in stored), errors)
 
     def write(self, finished: FinishedTile) -> None:
         """Append a tile and its line in the journal; one thread only, in the order of the tiles."""
@@ -240,6 +267,8 @@ class FileSink:
                     "stored_crc": finished.stored_crc,
                     "crc": finished.crc,
                     "sums": asdict(finished.totals),
+                    # Every digit, so that a resumed run gives the same bits.
+                    "errors": None if finished.errors is None else finished.errors.tolist(),
                 }
             )
             if time.monotonic() - self._synced > SYNC_SECONDS:
@@ -248,6 +277,7 @@ class FileSink:
                 self._synced = time.monotonic()
         self._totals[tile.index] = finished.totals
         self._crc[tile.index] = finished.crc
+        self._errors = _added(self._errors, finished.errors)
 
     # -- end ------------------------------------------------------------------------------------------------
 
@@ -258,7 +288,8 @@ class FileSink:
         if missing:
             raise StoreError(f"{missing} of {len(tiles)} tiles of {self.path} are missing; run the same command again")
         with self._guarded():
-            write_tables(self._h5, self.layout, [self._totals[i] for i in range(len(tiles))], self._crc, correction)
+            rows = [self._totals[i] for i in range(len(tiles))]
+            write_tables(self._h5, self.layout, rows, self._crc, correction, self._errors)
             self._h5.close()
             self._h5 = None
             _sync_file(self._part)
@@ -302,6 +333,11 @@ class _Guard:
             f"cannot write {sink.path}: {reason}; {len(sink.done)} of {len(sink.layout.tiles)} tiles are safe in"
             f" {sink.path.name}.part: make room and run the same command again"
         ) from error
+
+
+def _added(total: NDArray[np.float64] | None, part: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    """The sum of vectors so far and the next tile's; tiles come in one order, so the bits are those of any run."""
+    return part if total is None or part is None else total + part
 
 
 def _sync_file(path: Path) -> None:

@@ -85,12 +85,16 @@ class CalibrationFactors:
         Knots of a curve of further factors by predicted density, ascending; empty for none.
     curve : tuple of float
         Factors on both deviations at the knots: linear between them, constant beyond the first and the last.
+    correlation_volume : float, angstrom^3
+        Aleatoric errors within this volume go together in integrals, as those of one point; 0 for errors that are
+        independent from point to point.
     """
 
     aleatoric: float = 1.0
     epistemic: float = 1.0
     density: tuple[float, ...] = ()
     curve: tuple[float, ...] = ()
+    correlation_volume: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("aleatoric", "epistemic"):
@@ -103,6 +107,9 @@ class CalibrationFactors:
             raise SettingsError(
                 f"calibration curve has {len(self.density)} knots and {len(self.curve)} factors; give 2 or more of each"
             )
+        volume = self.correlation_volume
+        if not (isinstance(volume, float | int) and 0 <= volume < 1e6):
+            raise SettingsError(f"correlation volume {volume!r} is not a number from 0 up")
         rising = all(a < b for a, b in pairwise(self.density))
         if not (rising and np.isfinite(self.density).all() and all(0 < v < 1e6 for v in self.curve)):
             raise SettingsError(f"calibration curve {self.curve} at {self.density}: knots rise, factors are positive")

@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpurho.atomerrors import atom_errors
 from gpurho.calibration import calibrate as fit_factors
+from gpurho.calibration import fit_correlation_volume
 from gpurho.datasets import Dataset, open_dataset
 from gpurho.errors import DatasetError, OutputExistsError, SettingsError
 from gpurho.lastlayer import HeldOut, fit_last_layer
 from gpurho.metrics import coverage, spearman
+from gpurho.peratom import per_atom
 from gpurho.pipelines.evaluate import choose_snapshots
+from gpurho.pipelines.predict import predict
 from gpurho.trainingset import sample_points
 
 if TYPE_CHECKING:
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
 
 POINTS = 10_000
 """Grid points drawn from every snapshot."""
+
+INTEGRAL_SNAPSHOTS = 6
+"""Most snapshots that are predicted whole for the error bars of integrals."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Calibration:
             curve = ", ".join(f"{f:.3f}" for f in factors.curve) or f"{factors.aleatoric:.3f}"
             inside = "/".join(f"{c:.3f}" for c in shares)
             lines.append(f"{kind:<10s} factor {curve}; in 1s/2s/3s {inside}, rank correlation {rank:.2f}")
+            lines.append(f"           errors go together within {factors.correlation_volume:.2f} angstrom^3")
         if self.model.spec.last_layer:
             lines.append("last layer " + ", ".join(f"{k} {v}" for k, v in self.model.spec.last_layer.items()))
         return "\n".join(lines + ([f"wrote {self.path}"] if self.path else []))
@@ -122,9 +130,34 @@ def calibrate(
         error = (mean - density).numpy()
         sigma = sum(part.double().square() for part in (aleatoric, epistemic) if part is not None) ** 0.5
         figures[kind] = (coverage(error, sigma), spearman(np.abs(error), sigma))
+        trained = with_correlation_volume(trained, data, held[:: -(-len(held) // INTEGRAL_SNAPSHOTS)], kind)
     if path is not None:
         trained.save(path)
     return Calibration(trained, path, held, figures)
+
+
+def with_correlation_volume(
+    model: DensityModel, data: Dataset, indices: Sequence[int], uncertainty: str
+) -> DensityModel:
+    """The model with the correlation volume of one kind of error bars, from the electrons of atoms held out.
+
+    The snapshots are predicted whole.
+    """
+    columns = []
+    for i in indices:
+        snapshot = data[i]
+        structure, grid = snapshot.structure, snapshot.grid
+        rho = predict(
+            structure, model, grid=grid, uncertainty=uncertainty, device="cpu", precision="fp32", progress=False
+        )
+        error = (np.asarray(rho.mean) - snapshot.density).astype(np.float32)
+        noise = per_atom(structure, grid, error, rho.aleatoric, np.zeros(grid.shape, np.float32))
+        assert noise.electrons_std is not None  # asked for
+        common = atom_errors(rho, model) * noise.volumes
+        columns.append((noise.electrons, common, noise.electrons_std**2 / grid.dv))
+    volume = fit_correlation_volume(*(np.concatenate(column) for column in zip(*columns, strict=True)))
+    name = "last_layer_calibration" if uncertainty == "last-layer" else "calibration_factors"
+    return model.with_spec(**{name: replace(model.spec.factors(uncertainty), correlation_volume=volume)})
 
 
 def _points(

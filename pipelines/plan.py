@@ -142,7 +142,7 @@ def _probe(job: Job) -> tuple[float, float]:
         features, _ = stages.features(box)
         stages.synchronize()
         middle = time.perf_counter()
-        stages.fetch(stages.network(features)[0])()
+        stages.fetch(stages.network(features, box)[0])()
         spent = (middle - begin, time.perf_counter() - middle)
     return box.n_points / spent[0], box.n_points / spent[1]
 

@@ -92,6 +92,7 @@ class Job:
         spec = self.model.spec
         provenance = {
             "electrons": self.electrons,
+            "correlation_volume": spec.factors(self.uncertainty).correlation_volume,
             "model": {"name": self.model_name, "fingerprint": self.model.fingerprint(), "spec": spec.to_dict()},
             "versions": versions(),
         }

@@ -27,6 +27,7 @@ def summarize(job: Job, density: Density, out: Path | None = None) -> dict[str, 
         "electrons": density.electrons,
         "electrons_predicted": density.electrons_predicted,
         "electrons_std": density.electrons_std,
+        "electrons_std_is_bound": density.electrons_std is not None and not density.correlated,
         "electrons_expected": job.electrons if whole else None,
         "conserve": job.conserve,
         "mean_std": density.mean_std,
@@ -51,7 +52,8 @@ def summary_text(s: dict[str, Any]) -> str:
         f"atoms    {s['n_atoms']:,} {', '.join(s['species'])}; model {s['model']}, {s['device']}, {s['precision']}",
         f"points   {s['n_points']:,} of a grid {nx} x {ny} x {nz}{box}",
     ]
-    error = "" if s["electrons_std"] is None else f" +- {s['electrons_std']:.3g} (an upper bound)"
+    error = "" if s["electrons_std"] is None else f" +- {s['electrons_std']:.3g}"
+    error += " (an upper bound)" if s["electrons_std_is_bound"] else ""
     expected = "" if s["electrons_expected"] is None else f"; valence electrons {s['electrons_expected']:g}"
     lines.append(f"charge   {s['electrons_predicted']:.6g}{error} electrons predicted{expected}")
     if s["conserve"]:

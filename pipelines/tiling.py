@@ -23,6 +23,8 @@ from gpurho.store import FinishedTile
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gpurho.integrals import IntegralErrors
+
 QUEUE = 4
 """Finished tiles that may wait for compression and writing; together with the tile at work they bound the memory."""
 
@@ -34,7 +36,13 @@ class Sink(Protocol):
     def done(self) -> frozenset[int]: ...
     @property
     def totals(self) -> Totals: ...
-    def encode(self, tile: Tile, values: list[NDArray[np.float32]], counts: dict[str, int]) -> FinishedTile: ...
+    def encode(
+        self,
+        tile: Tile,
+        values: list[NDArray[np.float32]],
+        counts: dict[str, int],
+        errors: NDArray[np.float64] | None = None,
+    ) -> FinishedTile: ...
     def write(self, finished: FinishedTile) -> None: ...
     def finish(self, correction: Correction) -> Density: ...
     def close(self) -> None: ...
@@ -68,11 +76,17 @@ class Background:
         self._depth = QUEUE + threads
         self._failed = False
 
-    def submit(self, tile: Tile, values: list[NDArray[np.float32]], counts: dict[str, int]) -> None:
+    def submit(
+        self,
+        tile: Tile,
+        values: list[NDArray[np.float32]],
+        counts: dict[str, int],
+        errors: NDArray[np.float64] | None = None,
+    ) -> None:
         """Hand a tile over; waits when too many are in hand."""
         while len(self._pending) >= self._depth or (self._pending and self._pending[0].done()):
             self._pending.popleft().result()
-        encoded = self._encoders.submit(self._sink.encode, tile, values, counts)
+        encoded = self._encoders.submit(self._sink.encode, tile, values, counts, errors)
         self._pending.append(self._writer.submit(self._write, encoded))
 
     def _write(self, encoded: Future[FinishedTile]) -> None:
@@ -103,6 +117,7 @@ class Stages:
         import torch
 
         from gpurho.descriptors import Environment
+        from gpurho.integrals import IntegralErrors
 
         self.job = job
         self.environment = Environment(job.structure, job.model.spec.descriptor, job.device)
@@ -113,6 +128,9 @@ class Stages:
             samples=job.samples,
             seed=job.seed,
         )
+        self._errors: IntegralErrors | None = None
+        if job.uncertainty is not None:
+            self._errors = IntegralErrors(job.model, job.uncertainty, job.device, job.samples, job.seed)
         self.cuda = job.device.startswith("cuda")
         self._torch = torch
         largest = max_tile_points(job)
@@ -130,11 +148,21 @@ class Stages:
         values = made.values if self.cuda else self._torch.from_numpy(made.values)
         return values, {"n_capped": made.n_capped, "n_tied": made.n_tied}
 
-    def network(self, features: Tensor) -> tuple[list[Tensor], dict[str, int]]:
-        """Mean and, where wanted, both standard deviations, on the device; and the points outside of training."""
+    def network(self, features: Tensor, tile: Tile) -> tuple[list[Tensor], dict[str, int]]:
+        """The fields of a tile on the device; and the points outside of training.
+
+        The fields are the mean and, where wanted, both standard deviations; then comes the vector of the tile's
+        integral, see `gpurho.integrals`.
+        """
         before = self.evaluator.n_outside
         with self._torch.inference_mode():
             values = [value for value in self.evaluator(features) if value is not None]
+            if self._errors is not None:
+                from gpurho.integrals import sublattice
+
+                rows, weight = sublattice(tile, self.job.grid.steps)
+                chosen = features[self._torch.from_numpy(rows).to(features.device)]
+                values.append(self._errors(chosen)[0] * weight)
         return values, {"n_outside": self.evaluator.n_outside - before}
 
     def synchronize(self) -> None:
@@ -142,7 +170,7 @@ class Stages:
         if self.cuda:
             self._torch.cuda.synchronize(self.job.device)
 
-    def fetch(self, values: list[Tensor]) -> Callable[[], list[NDArray[np.float32]]]:
+    def fetch(self, values: list[Tensor]) -> Callable[[], list[NDArray[Any]]]:
         """Begin the copy of results to the host; the function returned waits for it."""
         if not self.cuda:
             arrays = [value.numpy() for value in values]
@@ -153,7 +181,7 @@ class Stages:
         event = self._torch.cuda.Event()
         event.record()
 
-        def wait() -> list[NDArray[np.float32]]:
+        def wait() -> list[NDArray[Any]]:
             event.synchronize()
             return [target.numpy() for target in host]
 
@@ -186,12 +214,14 @@ def run_tiles(job: Job, sink: Sink, tick: Callable[[int], None]) -> Timing:
     stages = Stages(job)
     timing.setup = time.perf_counter() - begin
     background = Background(sink, encoder_threads(job))
-    waiting: tuple[Tile, Callable[[], list[NDArray[np.float32]]], dict[str, int]] | None = None
+    waiting: tuple[Tile, Callable[[], list[NDArray[Any]]], dict[str, int]] | None = None
 
     def hand_over() -> None:
         if waiting is not None:
             tile, fetched, counts = waiting
-            background.submit(tile, fetched(), counts)
+            arrays = fetched()
+            n = len(job.names)
+            background.submit(tile, arrays[:n], counts, arrays[n] if len(arrays) > n else None)
             tick(tile.n_points)
             timing.n_points += tile.n_points
 
@@ -202,7 +232,7 @@ def run_tiles(job: Job, sink: Sink, tick: Callable[[int], None]) -> Timing:
             start = time.perf_counter()
             features, counts = stages.features(tile)
             middle = time.perf_counter()
-            outputs, outside = stages.network(features)
+            outputs, outside = stages.network(features, tile)
             values = stages.fetch(outputs)
             end = time.perf_counter()
             # The tile before this one comes down while the device works on this one.

@@ -36,11 +36,12 @@ LAYERS = [
         "export",
         "lastlayer",
         "calibration",
+        "integrals",
         "model",
         "data",
     },
     {"fields", "sections", "peratom", "metrics", "fieldstats"},
-    {"density", "densityfile", "journal", "store", "plotting", "calibrationplot", "datasets"}
+    {"density", "densityfile", "journal", "store", "plotting", "calibrationplot", "atomerrors", "datasets"}
     | {"formats", "formats_cube", "formats_vasp", "formats_xsf", "formats_sparc", "_textfields"},
     {"dft", "sampling", "labelstore", "energy", "eos", "trainingset", "training"}
     | {

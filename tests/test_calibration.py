@@ -9,7 +9,14 @@ import pytest
 import torch
 from model_tools import delta_model, features
 
-from gpurho.calibration import best_factor, calibrate, coverage_loss, fit_calibration_curve, reliability
+from gpurho.calibration import (
+    best_factor,
+    calibrate,
+    coverage_loss,
+    fit_calibration_curve,
+    fit_correlation_volume,
+    reliability,
+)
 from gpurho.calibrationplot import plot_calibration
 from gpurho.errors import FormatError, SettingsError
 from gpurho.lastlayer import fit_last_layer
@@ -141,6 +148,17 @@ def test_calibrated_predictions_cover_in_every_range_of_densities(kind: str, tmp
     whole = evaluate(x[:300])
     for part, full in zip(evaluate(x[5:250]), whole, strict=True):
         assert torch.equal(part, full[5:250])
+
+
+def test_correlation_volume_is_found() -> None:
+    noise, epistemic = RNG.uniform(1, 2, 20_000), RNG.uniform(0, 1, 20_000)
+    error = RNG.normal(0, np.sqrt(0.7 * noise + epistemic**2))
+    assert fit_correlation_volume(error, epistemic, noise) == pytest.approx(0.7, rel=0.03)
+    assert fit_correlation_volume(0.1 * epistemic, epistemic, noise) == 0.0
+    with pytest.raises(SettingsError, match="positive aleatoric variance"):
+        fit_correlation_volume([1.0], [0.0], [0.0])
+    with pytest.raises(SettingsError, match=r"correlation volume -1\.0"):
+        CalibrationFactors(correlation_volume=-1.0)
 
 
 def test_reliability_counts_equal_bins() -> None:

@@ -42,7 +42,12 @@ def test_in_memory(model):
     np.testing.assert_allclose(rho.std, np.hypot(rho.aleatoric, rho.epistemic), rtol=1e-6)
     np.testing.assert_allclose(rho.electrons, rho.mean.sum(dtype=float) * rho.grid.dv, rtol=1e-12)
     a, e, dv = rho.aleatoric.astype(float), rho.epistemic.astype(float), rho.grid.dv
-    np.testing.assert_allclose(rho.electrons_std, dv * np.hypot(np.sqrt((a**2).sum()), e.sum()), rtol=1e-6)
+    bound = dv * np.hypot(np.sqrt((a**2).sum()), e.sum())
+    assert rho.correlated
+    assert 0.3 * bound < rho.electrons_std < 0.9 * bound
+    plain = gpurho.Density(rho.grid, rho.structure, rho.mean, rho.aleatoric, rho.epistemic)
+    np.testing.assert_allclose(plain.electrons_std, bound, rtol=1e-6)
+    assert not plain.correlated
     assert rho.info["model"]["spec"]["valence"] == {"Al": 3.0}
     json.dumps(rho.info)
 
