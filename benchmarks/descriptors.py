@@ -2,7 +2,8 @@
 
 All methods get the same atoms and grid points in one run, one round after the other. Every method's features are
 compared with those of the first: distances to 1e-5 angstrom, cosines to 1e-4, but for points where the order of the
-atoms is not defined (ties). Ends with status 1 where gpurho disagrees elsewhere.
+atoms is not defined (ties). The smooth family is timed in the same rounds, against NumPy and SciPy, and its features
+are compared to 1e-5 of a column's largest value. Ends with status 1 where gpurho disagrees elsewhere.
 
     python benchmarks/descriptors.py --cells 4 --json descriptors.json
 """
@@ -40,7 +41,9 @@ RATTLE = 0.1
 """Standard deviation of the displacements, angstrom: about room temperature."""
 CHUNK = 20_000
 """Points that the methods with NumPy cosines take at a time."""
-DISTANCE_TOLERANCE, COSINE_TOLERANCE, TIE = 1e-5, 1e-4, 1e-5
+SMOOTH_CHUNK = 1_000
+"""Points that the NumPy way to the smooth descriptors takes at a time: its arrays stay in the cache."""
+DISTANCE_TOLERANCE, COSINE_TOLERANCE, TIE, SMOOTH_TOLERANCE = 1e-5, 1e-4, 1e-5, 1e-5
 
 
 @dataclass
@@ -53,6 +56,7 @@ class Case:
 
     structure: Structure
     spec: DescriptorSpec
+    smooth: DescriptorSpec
     grid: Grid
     points: F64
     images: F64
@@ -86,6 +90,7 @@ def make_case(cells: int, spacing_bohr: float, planes: int | None) -> Case:
     positions = (positions + rng.normal(0, RATTLE, positions.shape)) % edge
     structure = Structure(positions, np.full(len(positions), 13), np.eye(3) * edge, np.ones(3, bool))
     spec = DescriptorSpec(species=("Al",))
+    smooth = DescriptorSpec(species=("Al",), family="smooth", cutoff=5.0)
     grid = Grid.from_spacing(structure.cell, spacing_bohr * BOHR)
     planes = min(planes or grid.shape[0], grid.shape[0])
     points = grid.points((0, 0, 0), (planes, *grid.shape[1:]))
@@ -107,7 +112,7 @@ def make_case(cells: int, spacing_bohr: float, planes: int | None) -> Case:
         part = slice(begin, begin + CHUNK)
         distances, index = tree.query(points[part], k=spec.n_angle_atoms + 1, workers=-1)
         ties[part] = (np.diff(distances) < TIE).any(axis=1) | tied_atoms[owners[index[:, :-1]]].any(axis=1)
-    return Case(structure, spec, grid, points, images, owners, partners, ties)
+    return Case(structure, spec, smooth, grid, points, images, owners, partners, ties)
 
 
 def cosines(case: Case, points: F64, index: I64) -> F64:
@@ -171,7 +176,47 @@ def torch_cluster_method(case: Case) -> Method:
     return from_query("torch-cluster knn (CPU), NumPy cosines", case, make_query)
 
 
-def gpurho_method(case: Case, threads: int) -> Method:
+def numpy_smooth_method(case: Case, threads: int) -> Method:
+    """The smooth descriptors by a k-d tree, Chebyshev polynomials, spherical harmonics and matrix products."""
+    from scipy.spatial import cKDTree
+    from scipy.special import sph_harm_y_all
+
+    spec = case.smooth
+    left, right = np.triu_indices(spec.n_basis)
+
+    def features(points: F64, index: I64, distances: F64) -> F64:
+        missing = index == len(case.images)
+        r = np.where(missing, spec.cutoff, distances)
+        vectors = case.images[np.where(missing, 0, index)] - points[:, None]
+        envelope = 0.5 * (1 + np.cos(np.pi * r / spec.cutoff))
+        radial = np.polynomial.chebyshev.chebvander(2 * r / spec.cutoff - 1, spec.n_radial - 1) * envelope[..., None]
+        polar = np.arccos(np.clip(vectors[..., 2] / np.maximum(r, 1e-12), -1, 1))
+        angular = sph_harm_y_all(spec.l_max, spec.l_max, polar, np.arctan2(vectors[..., 1], vectors[..., 0]))
+        damped = r / np.sqrt(r * r + 1.0)
+        products = np.empty((len(points), len(left), spec.l_max))
+        for degree in range(1, spec.l_max + 1):
+            # Orders from -degree to degree: index -m counts from the end.
+            harmonics = (
+                np.moveaxis(angular[degree, np.arange(-degree, degree + 1)], 0, -1) * (damped**degree)[..., None]
+            )
+            c = np.swapaxes(radial[..., : spec.n_basis], 1, 2) @ harmonics
+            products[:, :, degree - 1] = (c[:, left] * c[:, right].conj()).real.sum(-1) * (4 * np.pi / (2 * degree + 1))
+        return np.concatenate([radial.sum(axis=1), products.reshape(len(points), -1)], axis=1)
+
+    def run(out: NDArray[np.float32] | None) -> None:
+        tree = cKDTree(case.images)
+        for begin in range(0, len(case.points), SMOOTH_CHUNK):
+            points = case.points[begin : begin + SMOOTH_CHUNK]
+            most = int(tree.query_ball_point(points, spec.cutoff, workers=threads, return_length=True).max())
+            distances, index = tree.query(points, k=most, distance_upper_bound=spec.cutoff, workers=threads)
+            rows = features(points, index, distances)
+            if out is not None:
+                out[begin : begin + SMOOTH_CHUNK] = rows
+
+    return Method(f"smooth: scipy cKDTree, {threads} workers, NumPy", run)
+
+
+def gpurho_method(case: Case, threads: int, spec: DescriptorSpec) -> Method:
     from gpurho.descriptors import Environment
     from gpurho.partition import make_tiles
 
@@ -180,17 +225,18 @@ def gpurho_method(case: Case, threads: int) -> Method:
         *((0, n) for n in case.grid.shape[1:]),
     ]
     tiles = make_tiles(case.grid, region=region)
-    scratch = np.empty((max(tile.n_points for tile in tiles), case.spec.n_features), np.float32)
+    scratch = np.empty((max(tile.n_points for tile in tiles), spec.n_features), np.float32)
 
     def run(out: NDArray[np.float32] | None) -> None:
-        environment = Environment(case.structure, case.spec)
+        environment = Environment(case.structure, spec)
         field = None if out is None else out.reshape(*(stop for _, stop in region), -1)
         for tile in tiles:
             values = environment.tile_features(case.grid, tile, scratch[: tile.n_points]).values
             if field is not None:
                 field[tile.slices] = values.reshape(*tile.shape, -1)
 
-    return Method(f"gpurho, {threads} threads", run)
+    prefix = "" if spec is case.spec else "smooth: "
+    return Method(f"{prefix}gpurho, {threads} threads", run)
 
 
 def make_methods(case: Case, threads: int) -> list[Method]:
@@ -205,7 +251,7 @@ def make_methods(case: Case, threads: int) -> list[Method]:
             methods.append(make())
         except ImportError as error:
             print(f"left out: {error}", file=sys.stderr)
-    return [*methods, gpurho_method(case, threads)]
+    return [*methods, gpurho_method(case, threads, case.spec)]
 
 
 def agreement(values: NDArray[np.float32], reference: NDArray[np.float32], case: Case) -> dict[str, Any]:
@@ -228,8 +274,21 @@ def agreement(values: NDArray[np.float32], reference: NDArray[np.float32], case:
     }
 
 
+def smooth_agreement(values: NDArray[np.float32], reference: NDArray[np.float32]) -> dict[str, Any]:
+    """Largest difference, as a share of the largest value of its column, and how many points differ beyond it."""
+    scale = np.maximum(np.abs(reference).max(axis=0), 1.0)
+    difference = np.zeros(len(values))
+    for begin in range(0, len(values), CHUNK):
+        part = slice(begin, begin + CHUNK)
+        difference[part] = (np.abs(values[part].astype(np.float64) - reference[part]) / scale).max(axis=1)
+    return {
+        "largest_difference": float(difference.max()),
+        "points_with_other_features": int((~(difference <= SMOOTH_TOLERANCE)).sum()),
+    }
+
+
 def measure(case: Case, threads: int, repeats: int) -> dict[str, Any]:
-    """Features of every method compared, then `repeats` timed rounds over all methods."""
+    """Features of every method compared, then `repeats` timed rounds over all methods of both families."""
     methods = make_methods(case, threads)
     reference = np.empty((len(case.points), case.spec.n_features), np.float32)
     methods[0].run(reference)
@@ -239,27 +298,38 @@ def measure(case: Case, threads: int, repeats: int) -> dict[str, Any]:
         method.run(values)  # also the warm-up: compiles what is to be compiled
         rows.append({"method": method.name, **agreement(values, reference, case)})
         del values
-    for row in rows:
+    smooth = [numpy_smooth_method(case, threads), gpurho_method(case, threads, case.smooth)]
+    reference = np.empty((len(case.points), case.smooth.n_features), np.float32)
+    smooth[0].run(reference)
+    values = np.full_like(reference, np.nan)
+    smooth[1].run(values)
+    smooth_rows = [{"method": smooth[0].name}, {"method": smooth[1].name, **smooth_agreement(values, reference)}]
+    del values, reference
+    every = [*zip(methods, rows, strict=True), *zip(smooth, smooth_rows, strict=True)]
+    for _, row in every:
         row["seconds"], row["cpu_seconds"] = [], []
     for _ in range(repeats):
-        for method, row in zip(methods, rows, strict=True):
+        for method, row in every:
             begin, begin_cpu = time.perf_counter(), time.process_time()
             method.run(None)
             row["seconds"].append(time.perf_counter() - begin)
             row["cpu_seconds"].append(time.process_time() - begin_cpu)
-    for row in rows:
-        row["points_per_second_median"] = len(case.points) / statistics.median(row["seconds"])
-        row["points_per_second_best"] = len(case.points) / min(row["seconds"])
-        row["speedup_median"] = statistics.median(rows[0]["seconds"]) / statistics.median(row["seconds"])
-        row["speedup_best"] = min(rows[0]["seconds"]) / min(row["seconds"])
-        # Of all threads together; unlike the others it hardly depends on what else the machine does.
-        row["speedup_cpu"] = statistics.median(rows[0]["cpu_seconds"]) / statistics.median(row["cpu_seconds"])
+    for family in (rows, smooth_rows):
+        for row in family:
+            row["points_per_second_median"] = len(case.points) / statistics.median(row["seconds"])
+            row["points_per_second_best"] = len(case.points) / min(row["seconds"])
+            row["speedup_median"] = statistics.median(family[0]["seconds"]) / statistics.median(row["seconds"])
+            row["speedup_best"] = min(family[0]["seconds"]) / min(row["seconds"])
+            # Of all threads together; unlike the others it hardly depends on what else the machine does.
+            row["points_per_cpu_second"] = len(case.points) / statistics.median(row["cpu_seconds"])
+            row["speedup_cpu"] = statistics.median(family[0]["cpu_seconds"]) / statistics.median(row["cpu_seconds"])
     return {
         "atoms": len(case.structure),
         "grid": list(case.grid.shape),
         "points": len(case.points),
         "points_with_ties": int(case.ties.sum()),
         "methods": rows,
+        "smooth": smooth_rows,
     }
 
 
@@ -288,14 +358,17 @@ def print_table(system: dict[str, Any]) -> None:
     print(
         f"\nAl {system['atoms']} atoms, grid {grid}, {system['points']} points, {system['points_with_ties']} with ties"
     )
-    header = f"{'method':44s} {'points/s':>10s} {'best':>10s} {'speedup':>8s} {'(best)':>7s} {'(CPU)':>7s}"
-    print(f"{header}  {'max |dd|':>8s}  wrong cosines")
-    for row in system["methods"]:
-        line = f"{row['method']:44s} {row['points_per_second_median']:10.0f} {row['points_per_second_best']:10.0f}"
+    header = f"{'method':46s} {'points/s':>10s} {'best':>10s} {'per CPU s':>10s}"
+    print(f"{header} {'speedup':>8s} {'(best)':>7s} {'(CPU)':>7s}  {'max |dd|':>8s}  wrong cosines")
+    for row in [*system["methods"], *system["smooth"]]:
+        line = f"{row['method']:46s} {row['points_per_second_median']:10.0f} {row['points_per_second_best']:10.0f}"
+        line += f" {row['points_per_cpu_second']:10.0f}"
         line += f" {row['speedup_median']:8.2f} {row['speedup_best']:7.2f} {row['speedup_cpu']:7.2f}"
         if "largest_distance_difference" in row:
             line += f"  {row['largest_distance_difference']:8.1e}  {row['points_with_other_cosines_elsewhere']}"
             line += f" (+ {row['points_with_other_cosines_at_ties']} at ties)"
+        if "largest_difference" in row:
+            line += f"  {row['largest_difference']:8.1e}"
         print(line)
 
 
@@ -323,6 +396,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     ours = [system["methods"][-1] for system in report["systems"]]
     wrong = sum(row["points_with_other_distances"] + row["points_with_other_cosines_elsewhere"] for row in ours)
+    wrong += sum(system["smooth"][-1]["points_with_other_features"] for system in report["systems"])
     if wrong:
         print(f"gpurho disagrees at {wrong} points without ties", file=sys.stderr)
     return 1 if wrong else 0

@@ -45,7 +45,11 @@ def test_methods_agree_and_the_report_says_on_what(benchmark: ModuleType, tmp_pa
     assert "cKDTree" in reference["method"]
     assert "gpurho" in ours["method"]
     assert ours["points_with_other_distances"] == ours["points_with_other_cosines_elsewhere"] == 0
-    assert all(row["points_per_second_median"] > 0 for row in system["methods"])
+    smooth = system["smooth"][-1]
+    assert "gpurho" in smooth["method"]
+    assert smooth["points_with_other_features"] == 0
+    assert 0 < smooth["largest_difference"] < 1e-5
+    assert all(row["points_per_second_median"] > 0 for row in [*system["methods"], *system["smooth"]])
 
 
 def test_differences_are_counted(benchmark: ModuleType) -> None:
@@ -64,3 +68,8 @@ def test_differences_are_counted(benchmark: ModuleType) -> None:
     assert found["points_with_other_cosines_elsewhere"] == 2
     assert found["points_with_other_distances"] == 1
     assert found["largest_distance_difference"] == pytest.approx(1e-3, rel=1e-3)
+    smooth = np.full((4, 2), 2.0, np.float32)
+    changed = smooth.copy()
+    changed[0, 1] += 1e-3
+    changed[1, 0] = np.nan
+    assert benchmark.smooth_agreement(changed, smooth)["points_with_other_features"] == 2
