@@ -28,13 +28,16 @@ def test_representative_kernels_compile_without_spills(tmp_path):
     report = tmp_path / "sass.json"
     command = [sys.executable, str(CHECK), "--arch", "80", "--json", str(report), "--processes", "1"]
     done = subprocess.run(
-        [*command, "--kernels", "gather", "select_96", "exact", "cross"], capture_output=True, text=True, check=False
+        [*command, "--kernels", "gather", "select_96", "exact", "cross", "arrange", "expand"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode == 3:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(report.read_text())
-    assert {row["kernel"] for row in rows} == {"gather", "select_96", "exact", "cross"}
+    assert {row["kernel"] for row in rows} == {"gather", "select_96", "exact", "cross", "arrange", "expand"}
     assert all(0 < row["registers"] <= 255 and row["shared"] <= 49152 for row in rows)
 
 

@@ -78,6 +78,56 @@ def test_cuda_agrees_with_the_cpu(name):
     assert cuda.n_capped == pytest.approx(cpu.n_capped, abs=2)
 
 
+SMOOTH = {
+    "rattled": DescriptorSpec(("Al",), family="smooth", cutoff=5.0),
+    "sheared": DescriptorSpec(("Al",), family="smooth", cutoff=6.5, n_radial=24, n_basis=8, l_max=6),
+    "coarse grid": DescriptorSpec(("Al",), family="smooth", cutoff=5.0, n_basis=0),
+    "perfect": DescriptorSpec(("Al",), family="smooth", cutoff=4.0, n_radial=5, n_basis=2, l_max=1),
+    "slab": DescriptorSpec(("Al",), family="smooth", cutoff=5.0),
+    "alloy": DescriptorSpec(("Si", "Ge"), family="smooth", cutoff=5.0),
+    "zincblende": DescriptorSpec(
+        ("Si", "Ge"),
+        family="smooth",
+        cutoff=5.0,
+        n_radial=6,
+        n_basis=3,
+        contraction=np.random.default_rng(0).normal(0, 0.4, (2, 3, 6)).tolist(),
+    ),
+}
+
+
+@on_gpu
+@pytest.mark.parametrize("name", SMOOTH)
+def test_smooth_cuda_agrees_with_the_cpu(name):
+    atoms, _, spacing = systems()[name]
+    structure = Structure.from_ase(atoms)
+    grid = Grid.from_spacing(structure.cell, spacing)
+    tile = make_tiles(grid, (24, 24, 24))[-1]
+    cpu, cuda = (Environment(structure, SMOOTH[name], d).tile_features(grid, tile) for d in ("cpu", "cuda"))
+    assert cuda.values.device.type == "cuda"
+    scale = np.maximum(np.abs(cpu.values).max(axis=0), 1.0)
+    assert (np.abs(cuda.values.cpu().numpy() - cpu.values) / scale).max() < 1e-5
+    # A point may have an atom within rounding of the cutoff.
+    assert cuda.n_capped == pytest.approx(cpu.n_capped, abs=2)
+    assert cuda.n_tied == cuda.n_exact == 0
+
+
+@on_gpu
+@pytest.mark.parametrize("name", ["sheared", "alloy"])
+def test_smooth_tiles_have_the_bits_of_the_grid_on_a_gpu(name):
+    atoms, _, spacing = systems()[name]
+    structure = Structure.from_ase(atoms)
+    grid = Grid.from_spacing(structure.cell, spacing)
+    environment = Environment(structure, SMOOTH[name], "cuda")
+    tile = make_tiles(grid, (17, 18, 19))[0]
+    whole = environment.tile_features(grid, tile).values.reshape(*tile.shape, -1)
+    assert torch.equal(environment.tile_features(grid, tile).values.reshape(whole.shape), whole)
+    region = list(zip(tile.start, tile.stop, strict=True))
+    for part in make_tiles(grid, (5, 18, 7), region=region):
+        piece = environment.tile_features(grid, part).values.reshape(*part.shape, -1)
+        assert torch.equal(piece, whole[part.slices])
+
+
 @on_gpu
 def test_results_are_the_same_bits_each_time_and_on_other_streams():
     first = both("rattled")[0][1].values
