@@ -25,7 +25,7 @@ from gpurho.trainingset import Split, point_features
 from gpurho.trainsettings import TrainingSettings
 from gpurho.uncertainty import CalibrationFactors
 
-CHUNK = 32_768
+CHUNK = 8192
 """Rows that are scaled at a time."""
 
 MIN_STD = 1e-5
