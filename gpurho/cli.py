@@ -111,9 +111,10 @@ def _build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="as JSON")
     evaluate.set_defaults(run=_evaluate)
 
-    from gpurho.pipelines import build, calibrate, converge, energy, label, paper, sample, traincommands
+    from gpurho.pipelines import build, calibrate, converge, energy, label, learncommands, paper, sample, traincommands
 
     traincommands.add_parser(commands)
+    learncommands.add_parser(commands)
     build.add_parser(commands)
     sample.add_parser(commands)
     calibrate.add_parser(commands)

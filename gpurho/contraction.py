@@ -43,6 +43,9 @@ class _Array(np.ndarray[Any, np.dtype[np.float32]]):
     def square_root(self) -> Any:
         return np.sqrt(self)
 
+    def inverse_root(self) -> Any:
+        return 1 / np.sqrt(self)
+
     def smaller(self, other: float) -> Any:
         return np.minimum(self, np.float32(other))
 
@@ -85,7 +88,7 @@ def projections(structure: Structure, spec: DescriptorSpec, points: NDArray[np.f
     atoms, owners = atoms_around(bins, points, spec.cutoff)
     wanted = formulas.columns(spec.l_max)
     order = np.argsort([formulas.place(*key) for key in wanted])
-    weights = np.sqrt([formulas.weight(*key[:2]) for key in wanted]).astype(np.float32)[order]
+    norms = np.array([formulas.norm(*key[:2]) for key in wanted], np.float32)[order]
     n_harmonics = (spec.l_max + 1) ** 2
     out = np.zeros((len(points), len(spec.species), spec.n_radial, n_harmonics), np.float32)
     for s in range(len(spec.species)):
@@ -109,7 +112,7 @@ def projections(structure: Structure, spec: DescriptorSpec, points: NDArray[np.f
             angles = np.ones((len(block), most, n_harmonics), np.float32)
             if spec.l_max:
                 values = formulas.harmonics(*formulas.direction(dx, dy, dz, square, formulas.DAMPING**2), wanted)
-                angles[..., 1:] = np.stack(values, -1)[..., order] * weights
+                angles[..., 1:] = np.stack(values, -1)[..., order] * norms
             np.matmul(np.stack(radial, 1), angles, out=out[first : first + CHUNK, s])
     return out
 

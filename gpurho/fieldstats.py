@@ -63,8 +63,8 @@ class FieldCounts:
             _histogram(r) if known else np.zeros(len(DENSITY_EDGES) - 1),
             _histogram(p),
             np.bincount(place, minlength=n).astype(np.float64),
-            np.bincount(place, s**2, n),
-            np.bincount(place, error**2, n),
+            np.bincount(place, s**2, n).astype(np.float64),
+            np.bincount(place, error**2, n).astype(np.float64),
             inside if known else np.zeros_like(inside),
             p.size,
         )
@@ -77,12 +77,14 @@ class FieldCounts:
             raise SettingsError("no fields to count; give one or more")
         names = ("reference", "predicted", "points", "variance", "error2", "inside")
         sums = [np.sum([getattr(row, name) for row in rows], axis=0) for name in names]
-        return cls(*sums, n_points=sum(row.n_points for row in rows))
+        n_points = sum(row.n_points for row in rows)
+        return cls(**dict(zip(names, sums, strict=True)), n_points=n_points)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FieldCounts:
         """From `to_dict`."""
-        return cls(**{k: v if k == "n_points" else np.asarray(v, np.float64) for k, v in values.items()})
+        arrays: dict[str, Any] = {k: v if k == "n_points" else np.asarray(v, np.float64) for k, v in values.items()}
+        return cls(**arrays)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values for JSON; counts as whole numbers, sums to six digits."""

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 SKETCH = 256
 """Length of the vectors of "analytic"."""
 
-SUBLATTICE = 0.7
-"""Step of the points that stand for the others in a tile's integral, angstrom. Measured on aluminium: an integral's
-sigma changes by 2 % at most."""
+SUBLATTICE = 0.8
+"""Largest step of the points that stand for the others in a tile's integral, angstrom. Measured on aluminium: the
+sigma of a cell's electrons changes by up to 2 % at a step of 0.68, and by up to 10 % at 1.0."""
 
 BATCH = 4096
 

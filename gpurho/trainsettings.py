@@ -30,9 +30,9 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
     },
     "smooth": {
-        "cutoff": 5.0,
+        "cutoff": 6.0,
         "target": "delta",
-        "blocks": 2,
+        "blocks": 1,
         "layers": 3,
         "width": 64,
         "epochs": 30,
@@ -45,7 +45,7 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
 BY_FAMILY: Any = None
 """Default of an entry that `FAMILY_DEFAULTS` fills in."""
 
-DEFAULT_FAMILY = "scalar-product"
+DEFAULT_FAMILY = "smooth"
 
 _WHOLE = (
     ("points_per_snapshot", 1),
@@ -131,7 +131,7 @@ class TrainingSettings:
     n_angle_atoms: int = 15
     n_angle_neighbors: int = 3
     n_cross: int = 0
-    n_radial: int = 20
+    n_radial: int = 16
     n_basis: int = 6
     l_max: int = 4
     contraction: Any = None

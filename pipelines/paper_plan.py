@@ -46,6 +46,8 @@ class Task:
     key: str
     text: str
     compute: Callable[[], Made]
+    field: str = ""
+    """Tasks of one prediction have the same."""
 
 
 @dataclass(eq=False)
@@ -86,9 +88,10 @@ class Part:
 
     def tasks(self, energies: bool = True) -> Iterator[Task]:
         """All of them, with or without energies, the dearest kinds last."""
-        for group in self.measured.values():
-            yield from group
-        yield from self.maps.values()
+        labelled = [*(task for group in self.measured.values() for task in group), *self.maps.values()]
+        # Those of one field follow one another, so that it is predicted once.
+        order = {name: k for k, name in enumerate(dict.fromkeys(task.field for task in labelled))}
+        yield from sorted(labelled, key=lambda task: order[task.field])
         yield from self.systems.values()
         if not energies:
             return
@@ -171,7 +174,10 @@ def plan_part(
 
 
 def run_part(part: Part, results: Results, energies: bool, tick: Callable[[Task], None]) -> None:
-    """Do what is not done, with or without energies; a computation that fails is named in `part.failed` and does not stop the others."""
+    """Do what is not done, with or without energies.
+
+    A computation that fails is named in `part.failed` and does not stop the others.
+    """
     from gpurho.errors import GpurhoError, StoreError
 
     for task in part.tasks(energies):
@@ -231,7 +237,7 @@ def _labelled(
     fingerprint: str, work: Work, kind: str, name: str, i: int, snapshot: Snapshot, compute: Any, *more: Any
 ) -> Task:
     key = entry_key(kind, f"{name}-{i}", fingerprint, snapshot_fingerprint(snapshot), work.key(), *more)
-    return Task(key, f"{kind} of {name}, snapshot {i}", compute)
+    return Task(key, f"{kind} of {name}, snapshot {i}", compute, f"{fingerprint} {name} {i}")
 
 
 def _measure(work: Work, model: DensityModel, test: TestData, i: int) -> Made:

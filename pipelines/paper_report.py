@@ -163,8 +163,8 @@ def _calibration(tables: dict[str, list[dict[str, Any]]]) -> str:
     return (
         "<h3>Calibration (the paper gives none)</h3>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-        "</table><p class='note'>Targets: 68.3, 95.4 and 99.7 % within 3, 2 and 1 points; rank is Spearman's correlation"
-        " of absolute error and sigma.</p>"
+        "</table><p class='note'>Targets: 68.3, 95.4 and 99.7 % within 3, 2 and 1 points; rank is Spearman's"
+        " correlation of absolute error and sigma.</p>"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +51,7 @@ class Work:
     device: str = "cpu"
     precision: str = "auto"
     spacing: float = 0.3
+    _last: dict[str, Density] = field(default_factory=dict, compare=False, repr=False)
 
     def key(self) -> list[Any]:
         """What decides the numbers of a prediction besides model, atoms and grid."""
@@ -70,9 +71,17 @@ class Work:
 
     # -- snapshots with labels ------------------------------------------------------------------------------------
 
+    def on_label(self, model: DensityModel, snapshot: Snapshot) -> Density:
+        """The prediction for a snapshot on the grid of its label; the last one is kept for who asks next."""
+        key = model.fingerprint() + snapshot.structure.fingerprint() + str(snapshot.density.shape)
+        if key not in self._last:
+            self._last.clear()
+            self._last[key] = self.predicted(model, snapshot.structure, grid=snapshot.density.shape)
+        return self._last[key]
+
     def measure(self, model: DensityModel, snapshot: Snapshot) -> Made:
         """Metrics of a snapshot over its whole grid, and counts that add up over snapshots."""
-        rho = self.predicted(model, snapshot.structure, grid=snapshot.density.shape)
+        rho = self.on_label(model, snapshot)
         mean, aleatoric, epistemic = (np.asarray(f) for f in (rho.mean, rho.aleatoric, rho.epistemic))
         metrics = compare_fields(snapshot.density, mean, snapshot.electrons, rho.grid.dv, aleatoric, epistemic)
         sigma = np.hypot(aleatoric, epistemic)
@@ -87,7 +96,7 @@ class Work:
 
     def label_maps(self, model: DensityModel, snapshot: Snapshot, where: str) -> Made:
         """A plane of a snapshot with its reference: `where` is "worst" (largest mean squared error) or "void"."""
-        rho = self.predicted(model, snapshot.structure, grid=snapshot.density.shape)
+        rho = self.on_label(model, snapshot)
         error2 = (np.asarray(rho.mean, np.float64) - snapshot.density) ** 2
         if where == "void":
             place = np.rint(widest_void(snapshot.structure) * rho.shape).astype(int) % rho.shape

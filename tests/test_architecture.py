@@ -55,6 +55,7 @@ LAYERS = [
         "baseline",
         "flatnet",
     }
+    | {"selection", "activelearning", "cutting"}
     | {"checkpoint", "ddp", "transfer"},
     {"pipelines", "cli", "__main__"},
 ]

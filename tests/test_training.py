@@ -218,8 +218,9 @@ def test_delta_is_learnt_on_top_of_the_two_body_part(data: Dataset, tmp_path: Pa
     assert result.metrics is not None
     assert result.metrics.snapshots[0].metrics.rmse < 0.8 * alone
     command = model.spec.training["command"]
-    assert "--set family=smooth" in command
+    assert "family" not in command
     assert "target" not in command
+    assert "contraction" not in command
 
 
 def test_tensorboard_is_asked_for_by_name_only(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +293,7 @@ def test_settings_are_checked(data: Dataset, tmp_path: Path) -> None:
         {"family": "x"},
         {"schedule": "x"},
         {"sampling": "x"},
-        {"target": "delta"},
+        {"target": "delta", "family": "scalar-product"},
         {"ema": 1.0},
         {"beta": 1.5},
         {"keep_fraction": 0.0},

@@ -8,6 +8,7 @@ from gpurho.datasets import Snapshot
 from gpurho.structure import Structure
 
 SMALL: dict = {
+    "family": "scalar-product",
     "n_distances": 8,
     "n_angle_atoms": 3,
     "n_angle_neighbors": 2,
@@ -51,5 +52,5 @@ SMOOTH: dict = {
     "n_radial": 6,
     "n_basis": 3,
     "l_max": 2,
-    **{k: v for k, v in SMALL.items() if not k.startswith("n_") and k != "cutoff"},
+    **{k: v for k, v in SMALL.items() if not k.startswith("n_") and k not in ("cutoff", "family")},
 }

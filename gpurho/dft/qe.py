@@ -96,8 +96,7 @@ class QeEngine:
         started = time.monotonic()
         electrons = self._electrons(structure)
         settings = settings.at(structure)
-        threshold = len(structure) / 32 * (settings.tolerance / ERROR_PER_ROOT) ** 2
-        control: dict[str, Value] = {"electron_maxstep": settings.max_iterations, "conv_thr": threshold}
+        control = _scf(structure, settings)
         with self._folder() as folder:
             if density is not None:
                 self._start_from(folder, structure, settings, check_density(structure, density, electrons))
@@ -195,40 +194,10 @@ class QeEngine:
         forces: bool | None = None,
         share: float = EXTRA_BANDS[0],
     ) -> PwResult:
-        occupied = math.ceil(electrons / 2)
+        texts = {symbol: text for symbol, (text, _) in self.pseudos.items()}
+        forces = settings.forces if forces is None else forces
+        write_inputs(folder, structure, settings, electrons, extra, texts, forces, share)
         kmesh = settings.mesh(structure)
-        sections: dict[str, dict[str, Value]] = {
-            "control": {
-                "calculation": "scf",
-                "prefix": "gpurho",
-                "outdir": ".",
-                "pseudo_dir": ".",
-                # In 6.7 "nowf" writes no density either.
-                "disk_io": "low",
-                "tprnfor": settings.forces if forces is None else forces,
-            },
-            "system": {
-                "ibrav": 0,
-                "nat": len(structure),
-                "ntyp": len(structure.symbols),
-                "ecutwfc": settings.energy_cutoff(structure) / RYDBERG,
-                "ecutrho": DENSITY_CUTOFF * settings.energy_cutoff(structure) / RYDBERG,
-                "nbnd": occupied + max(4, math.ceil(share * occupied)),
-                "occupations": "smearing",
-                "smearing": "fermi-dirac",
-                "degauss": settings.smearing_hartree * 2,
-                "nosym": True,
-            },
-            "electrons": {},
-        }
-        for name, values in extra.items():
-            sections[name].update(values)
-        for symbol in structure.symbols:
-            (folder / f"{symbol}.upf").write_text(
-                self.pseudos[symbol][0] if symbol in self.pseudos else upf_text(symbol)
-            )
-        text = input_text(structure, kmesh, {s: f"{s}.upf" for s in structure.symbols}, sections)
-        (folder / "pw.in").write_text(text)
         command = [self.command, "-in", "pw.in"]
         if self.processes > 1:
             pools = math.gcd(self.processes, len(kmesh.points()[0]))
@@ -260,6 +229,72 @@ class QeEngine:
             electrons=electrons,
             electrons_given=given,
         )
+
+
+def write_inputs(
+    folder: Path,
+    structure: Structure,
+    settings: DFTSettings,
+    electrons: float,
+    extra: Mapping[str, Mapping[str, Value]] | None = None,
+    pseudos: Mapping[str, str] | None = None,
+    forces: bool = True,
+    share: float = EXTRA_BANDS[0],
+) -> None:
+    """Write ``pw.in`` and the UPF files that it names.
+
+    Parameters
+    ----------
+    folder : Path
+    structure : Structure
+    settings : DFTSettings
+    electrons : float
+        Valence electrons of the structure.
+    extra : mapping of namelist to mapping, optional
+        Entries added or replaced; by default those of a ground state.
+    pseudos : mapping of symbol to text, optional
+        UPF files; elements left out use GTH-PBE.
+    forces : bool
+    share : float
+        Bands beyond the occupied ones, as a share of these.
+    """
+    occupied = math.ceil(electrons / 2)
+    sections: dict[str, dict[str, Value]] = {
+        "control": {
+            "calculation": "scf",
+            "prefix": "gpurho",
+            "outdir": ".",
+            "pseudo_dir": ".",
+            # In 6.7 "nowf" writes no density either.
+            "disk_io": "low",
+            "tprnfor": forces,
+        },
+        "system": {
+            "ibrav": 0,
+            "nat": len(structure),
+            "ntyp": len(structure.symbols),
+            "ecutwfc": settings.energy_cutoff(structure) / RYDBERG,
+            "ecutrho": DENSITY_CUTOFF * settings.energy_cutoff(structure) / RYDBERG,
+            "nbnd": occupied + max(4, math.ceil(share * occupied)),
+            "occupations": "smearing",
+            "smearing": "fermi-dirac",
+            "degauss": settings.smearing_hartree * 2,
+            "nosym": True,
+        },
+        "electrons": {},
+    }
+    for name, values in ({"electrons": _scf(structure, settings)} if extra is None else extra).items():
+        sections[name].update(values)
+    given = pseudos or {}
+    for symbol in structure.symbols:
+        (folder / f"{symbol}.upf").write_text(given[symbol] if symbol in given else upf_text(symbol))
+    text = input_text(structure, settings.mesh(structure), {s: f"{s}.upf" for s in structure.symbols}, sections)
+    (folder / "pw.in").write_text(text)
+
+
+def _scf(structure: Structure, settings: DFTSettings) -> dict[str, Value]:
+    threshold = len(structure) / 32 * (settings.tolerance / ERROR_PER_ROOT) ** 2
+    return {"electron_maxstep": settings.max_iterations, "conv_thr": threshold}
 
 
 class _Folder(tempfile.TemporaryDirectory[str]):
