@@ -7,7 +7,7 @@ their projections on radial functions and spherical harmonics: smooth in all pos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,9 @@ OWN = {
     "smooth": ("n_radial", "n_basis", "l_max", "contraction"),
 }
 """Settings that both families have, and those that one has."""
+
+SLACK = 0.01
+"""Added to the cutoff (angstrom) where atoms are gathered: that of the kernels' own search radii."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,12 @@ class DescriptorSpec:
     def n_features(self) -> int:
         """Number of descriptors of a point."""
         return self._sizes().n_features
+
+    @property
+    def reach(self) -> float:
+        """How far from a point, in angstrom, an atom can matter: the cutoff, and for cosines that of its neighbours."""
+        bonds = self.family == "scalar-product" and self.n_angle_atoms > 0 and self.n_angle_neighbors > 0
+        return self.cutoff * (2 if bonds else 1) + SLACK
 
     def feature_names(self) -> list[str]:
         """Names of the columns.
@@ -235,6 +244,10 @@ class Environment:
     spec : DescriptorSpec
     device : str
         "cpu", or a CUDA device as torch names it; features are left there.
+    bins : 3 ints, optional
+        Where the structure has a part of the atoms of a larger one, in their order: the shape of the whole's bins
+        (`gpurho.kernels.celllist.bin_atoms`). At points whose surroundings, as far as ``spec.reach``, are complete,
+        features then have the bits that the whole gives.
 
     Raises
     ------
@@ -244,7 +257,9 @@ class Environment:
         For a device that is not there.
     """
 
-    def __init__(self, structure: Structure, spec: DescriptorSpec, device: str = "cpu") -> None:
+    def __init__(
+        self, structure: Structure, spec: DescriptorSpec, device: str = "cpu", bins: Sequence[int] | None = None
+    ) -> None:
         from gpurho.kernels.celllist import bin_atoms
         from gpurho.kernels.scalar_product import TIE_TOLERANCE, pack_neighbors
         from gpurho.neighbors import nearest_table
@@ -254,7 +269,7 @@ class Environment:
             raise DeviceError(f"device {device!r} is not known; give 'cpu', 'cuda' or 'cuda:0'")
         self._species = spec.species_index(structure)
         self._sizes = spec._sizes()
-        self._bins = bin_atoms(structure.positions, structure.cell, structure.pbc)
+        self._bins = bin_atoms(structure.positions, structure.cell, structure.pbc, shape=bins)
         self._neighbors: Any = None
         self._cuda: Any = None
         if spec.family == "smooth":
@@ -296,8 +311,7 @@ class Environment:
         from gpurho.kernels.scalar_product import scalar_product_features
         from gpurho.kernels.smooth import smooth_features
 
-        # The slack is that of the kernels' own search radii.
-        positions, owners = atoms_around(self._bins, hull, self.spec.cutoff + 0.01) if len(hull) else _no_atoms()
+        positions, owners = atoms_around(self._bins, hull, self.spec.cutoff + SLACK) if len(hull) else _no_atoms()
         cells = species_cells(positions, owners, self._species[owners], len(self.spec.species))
         shape = (len(points), self._sizes.n_features)
         if self._cuda is not None:

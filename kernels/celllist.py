@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from gpurho.kernels.lattice import transformed
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
@@ -37,24 +40,38 @@ class AtomBins:
     pbc: NDArray[np.bool_]
 
 
-def bin_atoms(positions: Floats, cell: Floats, pbc: NDArray[np.bool_], bin_width: float = 5.0) -> AtomBins:
-    """Sort atoms into bins at least `bin_width` angstrom thick (one bin where the cell is thinner)."""
+def bin_atoms(
+    positions: Floats,
+    cell: Floats,
+    pbc: NDArray[np.bool_],
+    bin_width: float = 5.0,
+    shape: Sequence[int] | None = None,
+) -> AtomBins:
+    """Sort atoms into bins at least `bin_width` angstrom thick (one bin where the cell is thinner).
+
+    A part of a structure's atoms, in their order and with the `shape` (3 ints) of the whole structure's bins, gets the
+    bins' atoms in the same order and with the same bits.
+    """
     inverse = np.linalg.inv(cell)
-    fractional = positions @ inverse
+    fractional = transformed(positions, inverse)
     wrapped = np.where(pbc, fractional - np.floor(fractional), fractional)
     # A tiny negative coordinate rounds up to 1 when it is wrapped.
     wrapped[(wrapped >= 1.0) & pbc] = 0.0
-    heights = 1.0 / np.linalg.norm(inverse, axis=0)
-    # No more bins than atoms along an axis: a sparse system in a vast cell must not cost memory by volume.
-    most = max(1, int(np.ceil(len(positions) ** (1 / 3))) * 4)
-    shape = np.clip((heights / bin_width).astype(np.int64), 1, most)
-    index = np.clip(np.floor(wrapped * shape).astype(np.int64), 0, shape - 1)
-    flat = (index[:, 0] * shape[1] + index[:, 1]) * shape[2] + index[:, 2]
+    bins = _bin_shape(len(positions), inverse, bin_width) if shape is None else np.array(shape, np.int64)
+    index = np.clip(np.floor(wrapped * bins).astype(np.int64), 0, bins - 1)
+    flat = (index[:, 0] * bins[1] + index[:, 1]) * bins[2] + index[:, 2]
     order = np.argsort(flat, kind="stable")
-    start = np.searchsorted(flat[order], np.arange(shape.prod() + 1)).astype(np.int64)
+    start = np.searchsorted(flat[order], np.arange(bins.prod() + 1)).astype(np.int64)
     fractional = np.ascontiguousarray(wrapped[order])
     rows = np.array(cell, dtype=np.float64, order="C")
-    return AtomBins(fractional, order.astype(np.int32), start, shape, rows, np.asarray(inverse, np.float64), pbc)
+    return AtomBins(fractional, order.astype(np.int32), start, bins, rows, np.asarray(inverse, np.float64), pbc)
+
+
+def _bin_shape(n_atoms: int, inverse: Floats, bin_width: float) -> NDArray[np.int64]:
+    heights = 1.0 / np.linalg.norm(inverse, axis=0)
+    # No more bins than atoms along an axis: a sparse system in a vast cell must not cost memory by volume.
+    most = max(1, int(np.ceil(n_atoms ** (1 / 3))) * 4)
+    return np.clip((heights / bin_width).astype(np.int64), 1, most)
 
 
 @njit(cache=True)

@@ -9,6 +9,15 @@ MAX_STEPS = 1000
 """Far more steps than any cell takes; a frame not fully reduced is still right, only slower to search."""
 
 
+def transformed(rows: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``rows @ matrix`` for (n, 3) and (3, 3), where a row's bits do not depend on the rows that come with it.
+
+    Matrix products of a library may take another path for another number of rows. A worker that has a part of the
+    atoms must find the same bits as one that has them all.
+    """
+    return rows[:, :1] * matrix[0] + rows[:, 1:2] * matrix[1] + rows[:, 2:] * matrix[2]
+
+
 def reduced_frame(cell: NDArray[np.float64], pbc: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Three vectors whose periodic ones are short and span the same lattice as the cell's.
 

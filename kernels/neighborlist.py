@@ -14,6 +14,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from gpurho.kernels.lattice import transformed
+
 TARGET_PER_BIN = 2.0
 """Points per occupied bin that the bin size aims at."""
 
@@ -87,7 +89,7 @@ def build_cell_list(positions: F64, frame: F64, periodic: Bool) -> CellList:
     CellList
         Its bins are sized for `TARGET_PER_BIN` points where there are points; at most max(8 n, 2^21) bins.
     """
-    fractional = positions @ np.linalg.inv(frame)
+    fractional = transformed(positions, np.linalg.inv(frame))
     wraps = np.where(periodic, np.floor(fractional), 0.0)
     fractional -= wraps
     # A coordinate just below zero rounds up to one, which is the next image's zero.
@@ -115,7 +117,7 @@ def build_cell_list(positions: F64, frame: F64, periodic: Bool) -> CellList:
     # A flat or single set of points counts as one angstrom thick.
     bin_volume = float(np.prod(np.maximum(heights, 1.0) / bins)) * volume / float(np.prod(unit_heights))
     return CellList(
-        points=np.ascontiguousarray((positions - wraps @ frame)[order]),
+        points=np.ascontiguousarray((positions - transformed(wraps, frame))[order]),
         coords=np.ascontiguousarray(coords[order]),
         order=order,
         wraps=wraps[order].astype(np.int64),
