@@ -306,6 +306,15 @@ class Environment:
             raise GridError(f"points of shape {array.shape} are not finite (n_points, 3) coordinates in angstrom")
         return self._features(array, point_batches(array), array, out)
 
+    def atoms_near(self, corners: NDArray[np.float64], reach: float) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+        """Every atom, image by image, within `reach` angstrom of the convex hull of `corners` (n, 3), and some beyond.
+
+        Positions (m, 3) in angstrom and the structure's index of each, (m,).
+        """
+        from gpurho.kernels.celllist import atoms_around
+
+        return atoms_around(self._bins, corners, reach)
+
     def _features(self, points: NDArray[np.float64], batches: Batches, hull: NDArray[np.float64], out: Any) -> Features:
         from gpurho.kernels.celllist import atoms_around, species_cells
         from gpurho.kernels.scalar_product import scalar_product_features
