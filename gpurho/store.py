@@ -91,7 +91,7 @@ class MemorySink:
         for name, value in zip(self.layout.names, finished.payload, strict=True):
             self._arrays[name][box] = value.reshape(tile.shape)
         self._totals.append(finished.totals)
-        self._errors = _added(self._errors, finished.errors)
+        self._errors = added(self._errors, finished.errors)
 
     @property
     def totals(self) -> Totals:
@@ -121,49 +121,20 @@ class MemorySink:
         """Nothing to release."""
 
 
-class FileSink:
-    """Writes the tiles of a prediction to one HDF5 file, in order, so that a killed run can go on.
+class TileFile:
+    """Tiles in one HDF5 file that is being written, with its journal; the base of the sinks that write files.
 
-    Parameters
-    ----------
-    path : Path
-        The output. Until `finish` the work lies in ``<path>.part`` and ``<path>.journal``.
-    layout : Layout
-    resume : bool
-        Go on with an unfinished file of the same settings; otherwise start again and replace what is there.
-
-    Raises
-    ------
-    OutputExistsError
-        When there is an output of other settings, finished or not; the message names the setting.
-    StoreError
-        When another process writes the same output, or the disk cannot hold it.
+    `path` is the name that the file gets when it is whole; `part` and `journal` are what it has until then.
     """
 
-    def __init__(self, path: Path, layout: Layout, resume: bool = True) -> None:
+    def __init__(self, path: Path, part: Path, journal: Path, layout: Layout) -> None:
         self.path, self.layout = path, layout
-        self._part = path.with_name(path.name + ".part")
-        self._journal_path = path.with_name(path.name + ".journal")
-        try:
-            # One new folder is a wish; several at once are more likely a mistyped path.
-            path.parent.mkdir(exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"folder {path.parent} cannot be made: {error.strerror}; create it first") from None
-        try:
-            self._lock = Lock(path.with_name(path.name + ".lock"), path)
-        except OSError as error:
-            raise StoreError(f"cannot write in {path.parent}: {error.strerror}; give another output") from None
+        self._part, self._journal_path = part, journal
         self._totals: dict[int, Totals] = {}
         self._crc: dict[int, tuple[int, ...]] = {}
-        self._errors: NDArray[np.float64] | None = None
         self._h5: Any = None
         self._journal: Journal | None = None
         self._synced = time.monotonic()
-        try:
-            self._begin(resume)
-        except BaseException:
-            self.close()
-            raise
 
     @property
     def done(self) -> frozenset[int]:
@@ -175,41 +146,14 @@ class FileSink:
         """Sums over the tiles that the file holds."""
         return Totals.merged(self._totals.values())
 
-    # -- start and recovery ---------------------------------------------------------------------------------
+    @property
+    def origin(self) -> tuple[int, ...]:
+        """Grid point of the first element of the file's fields."""
+        return (0, 0, 0)
 
-    def _begin(self, resume: bool) -> None:
-        records = read_journal(self._journal_path) if resume else []
-        if records:
-            difference = first_difference(self.layout.settings, records[0].get("settings", {}))
-            if difference is not None:
-                name, wanted, found = difference
-                raise OutputExistsError(
-                    f"{self._part} is an unfinished prediction with {name} {found!r}, not {wanted!r};"
-                    " give another output, or resume=False (--no-resume) to replace it"
-                )
-        free = shutil.disk_usage(self.path.parent).free
-        if free < 0.4 * self.layout.raw_bytes:
-            raise StoreError(
-                f"{self.path.parent} has {free / 2**30:.3g} GiB free and the output needs about"
-                f" {0.75 * self.layout.raw_bytes / 2**30:.3g} GiB; free space or give another output"
-            )
-        # Chunks of a killed run are copied into fresh files, which take the old ones' place once they hold them all.
-        new_part = self._part.with_name(self._part.name + ".new")
-        new_journal = self._journal_path.with_name(self._journal_path.name + ".new")
-        for leftover in (new_part, new_journal):
-            leftover.unlink(missing_ok=True)
-        with self._guarded():
-            self._h5 = create_file(new_part, self.layout)
-            self._journal = Journal(new_journal)
-            self._journal.append({"journal": 1, "settings": self.layout.settings})
-            if len(records) > 1 and self._part.exists():
-                self._replay(records[1:])
-            os.replace(new_part, self._part)
-            os.replace(new_journal, self._journal_path)
-            self._journal.path = self._journal_path
-
-    def _replay(self, records: list[dict[str, Any]]) -> None:
-        with open(self._part, "rb") as old:
+    def replay(self, records: list[dict[str, Any]], source: Path) -> None:
+        """Take tiles over from the unfinished file `source`, whose journal has these records, while they are whole."""
+        with open(source, "rb") as old:
             for record in records:
                 chunks = []
                 for offset, size, crc in zip(record["offset"], record["size"], record["stored_crc"], strict=True):
@@ -233,8 +177,6 @@ class FileSink:
                     )
                 )
 
-    # -- tiles ----------------------------------------------------------------------------------------------
-
     def encode(
         self,
         tile: Tile,
@@ -251,9 +193,9 @@ class FileSink:
     def write(self, finished: FinishedTile) -> None:
         """Append a tile and its line in the journal; one thread only, in the order of the tiles."""
         tile, chunk = finished.tile, self.layout.chunk
-        coordinate = tuple(a // c * c for a, c in zip(tile.start, chunk, strict=True))
+        coordinate = tuple(a // c * c - o for a, c, o in zip(tile.start, chunk, self.origin, strict=True))
         offsets = []
-        with self._guarded():
+        with self.guarded():
             for name, data in zip(self.layout.names, finished.payload, strict=True):
                 dataset = self._h5[name].id
                 dataset.write_direct_chunk(coordinate, data)
@@ -277,30 +219,21 @@ class FileSink:
                 self._synced = time.monotonic()
         self._totals[tile.index] = finished.totals
         self._crc[tile.index] = finished.crc
-        self._errors = _added(self._errors, finished.errors)
+        self._keep_errors(finished.errors)
 
-    # -- end ------------------------------------------------------------------------------------------------
+    def _keep_errors(self, errors: NDArray[np.float64] | None) -> None:
+        raise NotImplementedError
 
-    def finish(self, correction: Correction) -> Density:
-        """Write the tables, give the file its name, and open it."""
-        tiles = self.layout.tiles
-        missing = len(tiles) - len(self._totals)
-        if missing:
-            raise StoreError(f"{missing} of {len(tiles)} tiles of {self.path} are missing; run the same command again")
-        with self._guarded():
-            rows = [self._totals[i] for i in range(len(tiles))]
-            write_tables(self._h5, self.layout, rows, self._crc, correction, self._errors)
-            self._h5.close()
-            self._h5 = None
-            _sync_file(self._part)
-            os.replace(self._part, self.path)
-            _sync_file(self.path.parent)
-        self._journal_path.unlink(missing_ok=True)
-        self.close()
-        return open_density(self.path)
+    def _publish(self) -> None:
+        """Give the closed file its name, on the disk."""
+        self._h5.close()
+        self._h5 = None
+        sync_file(self._part)
+        os.replace(self._part, self.path)
+        sync_file(self.path.parent)
 
     def close(self) -> None:
-        """Release file and lock; what is written stays for a later run."""
+        """Release the file; what is written stays for a later run."""
         if self._h5 is not None:
             # After an error the file may refuse to flush; its chunks and the journal are what counts.
             with suppress(OSError, RuntimeError):
@@ -309,16 +242,88 @@ class FileSink:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
-        self._lock.release()
 
-    def _guarded(self) -> _Guard:
+    def guarded(self) -> _Guard:
+        """A context in which failures of the file system become a `StoreError` that says what is safe."""
         return _Guard(self)
+
+
+class FileSink(TileFile):
+    """Writes the tiles of a prediction to one HDF5 file, in order, so that a killed run can go on.
+
+    Parameters
+    ----------
+    path : Path
+        The output. Until `finish` the work lies in ``<path>.part`` and ``<path>.journal``.
+    layout : Layout
+    resume : bool
+        Go on with an unfinished file of the same settings; otherwise start again and replace what is there.
+
+    Raises
+    ------
+    OutputExistsError
+        When there is an output of other settings, finished or not; the message names the setting.
+    StoreError
+        When another process writes the same output, or the disk cannot hold it.
+    """
+
+    def __init__(self, path: Path, layout: Layout, resume: bool = True) -> None:
+        super().__init__(path, path.with_name(path.name + ".part"), path.with_name(path.name + ".journal"), layout)
+        self._lock = lock_output(path)
+        self._errors: NDArray[np.float64] | None = None
+        try:
+            self._begin(resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, resume: bool) -> None:
+        records = read_journal(self._journal_path) if resume else []
+        if records:
+            check_same(self._part, self.layout.settings, records[0].get("settings", {}))
+        check_room(self.path.parent, self.layout.raw_bytes)
+        # Chunks of a killed run are copied into fresh files, which take the old ones' place once they hold them all.
+        new_part = self._part.with_name(self._part.name + ".new")
+        new_journal = self._journal_path.with_name(self._journal_path.name + ".new")
+        for leftover in (new_part, new_journal):
+            leftover.unlink(missing_ok=True)
+        with self.guarded():
+            self._h5 = create_file(new_part, self.layout)
+            self._journal = Journal(new_journal)
+            self._journal.append({"journal": 1, "settings": self.layout.settings})
+            if len(records) > 1 and self._part.exists():
+                self.replay(records[1:], self._part)
+            os.replace(new_part, self._part)
+            os.replace(new_journal, self._journal_path)
+            self._journal.path = self._journal_path
+
+    def _keep_errors(self, errors: NDArray[np.float64] | None) -> None:
+        self._errors = added(self._errors, errors)
+
+    def finish(self, correction: Correction) -> Density:
+        """Write the tables, give the file its name, and open it."""
+        tiles = self.layout.tiles
+        missing = len(tiles) - len(self._totals)
+        if missing:
+            raise StoreError(f"{missing} of {len(tiles)} tiles of {self.path} are missing; run the same command again")
+        with self.guarded():
+            rows = [self._totals[i] for i in range(len(tiles))]
+            write_tables(self._h5, self.layout, rows, self._crc, correction, self._errors)
+            self._publish()
+        self._journal_path.unlink(missing_ok=True)
+        self.close()
+        return open_density(self.path)
+
+    def close(self) -> None:
+        """Release file and lock; what is written stays for a later run."""
+        super().close()
+        self._lock.release()
 
 
 class _Guard:
     """Turns failures of the file system into a `StoreError` that says what is safe."""
 
-    def __init__(self, sink: FileSink) -> None:
+    def __init__(self, sink: TileFile) -> None:
         self._sink = sink
 
     def __enter__(self) -> None:
@@ -331,16 +336,51 @@ class _Guard:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).split("\n")[0]
         raise StoreError(
             f"cannot write {sink.path}: {reason}; {len(sink.done)} of {len(sink.layout.tiles)} tiles are safe in"
-            f" {sink.path.name}.part: make room and run the same command again"
+            f" {sink._part.name}: make room and run the same command again"
         ) from error
 
 
-def _added(total: NDArray[np.float64] | None, part: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+def lock_output(path: Path) -> Lock:
+    """The lock of an output, whose folder is made where only that is missing."""
+    try:
+        # One new folder is a wish; several at once are more likely a mistyped path.
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"folder {path.parent} cannot be made: {error.strerror}; create it first") from None
+    try:
+        return Lock(path.with_name(path.name + ".lock"), path)
+    except OSError as error:
+        raise StoreError(f"cannot write in {path.parent}: {error.strerror}; give another output") from None
+
+
+def check_same(unfinished: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise `OutputExistsError` where an unfinished output was begun with other settings; names the first of them."""
+    difference = first_difference(wanted, found)
+    if difference is not None:
+        name, want, have = difference
+        raise OutputExistsError(
+            f"{unfinished} is an unfinished prediction with {name} {have!r}, not {want!r};"
+            " give another output, or resume=False (--no-resume) to replace it"
+        )
+
+
+def check_room(folder: Path, raw_bytes: int) -> None:
+    """Raise `StoreError` where a folder's disk cannot hold fields of `raw_bytes` before compression."""
+    free = shutil.disk_usage(folder).free
+    if free < 0.4 * raw_bytes:
+        raise StoreError(
+            f"{folder} has {free / 2**30:.3g} GiB free and the output needs about"
+            f" {0.75 * raw_bytes / 2**30:.3g} GiB; free space or give another output"
+        )
+
+
+def added(total: NDArray[np.float64] | None, part: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
     """The sum of vectors so far and the next tile's; tiles come in one order, so the bits are those of any run."""
     return part if total is None or part is None else total + part
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

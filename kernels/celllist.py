@@ -52,7 +52,7 @@ def bin_atoms(
     A part of a structure's atoms, in their order and with the `shape` (3 ints) of the whole structure's bins, gets the
     bins' atoms in the same order and with the same bits.
     """
-    inverse = np.linalg.inv(cell)
+    inverse = np.linalg.inv(cell).astype(np.float64)
     fractional = transformed(positions, inverse)
     wrapped = np.where(pbc, fractional - np.floor(fractional), fractional)
     # A tiny negative coordinate rounds up to 1 when it is wrapped.
