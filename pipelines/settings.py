@@ -38,7 +38,11 @@ CONSERVATIONS = ("uniform", "uncertainty", None)
 
 @dataclass(frozen=True)
 class Job:
-    """A prediction with everything settled."""
+    """A prediction with everything settled.
+
+    `client` is that of a cluster or None; `bins`, where the structure has a part of the atoms of a larger one, is the
+    shape of the whole's bins (`gpurho.descriptors.Environment`).
+    """
 
     structure: Structure
     model: DensityModel
@@ -52,6 +56,14 @@ class Job:
     samples: int
     seed: int
     conserve: str | None
+    devices: int = 1
+    client: Any = None
+    bins: tuple[int, int, int] | None = None
+
+    @property
+    def distributed(self) -> bool:
+        """Whether workers of a cluster do the job."""
+        return self.client is not None or self.devices > 1
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -118,11 +130,7 @@ def settle(
 ) -> Job:
     """Settle the arguments of `gpurho.predict`, cheapest checks first; see there."""
     patient_threads()
-    if client is not None or (devices is not None and devices != 1):
-        raise SettingsError(
-            f"devices={devices!r}, client={client!r}: this version predicts on one device; leave both out, or run one"
-            " process for each region"
-        )
+    _check_devices(devices, client, device)
     for name, value, known in (("uncertainty", uncertainty, UNCERTAINTIES), ("conserve", conserve, CONSERVATIONS)):
         if value not in known:
             raise SettingsError(f"{name} {value!r} is not known; give one of {', '.join(map(repr, known))}")
@@ -136,7 +144,14 @@ def settle(
     found, name = _find_model(structure, model)
     if uncertainty == "last-layer":
         found.last_layer()  # raises where there is none
-    where = resolve_device(device)
+    if client is None:
+        where = resolve_device(device)
+        settled = _resolve_precision(precision, where)
+    else:
+        from gpurho.pipelines.cluster import agreed_facts
+
+        facts = agreed_facts(client, device, precision)
+        where, settled = facts["device"], facts["precision"]
     mesh = _settle_grid(structure, spacing, grid)
     if conserve is not None and not np.allclose(mesh.cell, structure.cell, rtol=0, atol=1e-6):
         raise SettingsError(f"conserve {conserve!r} needs a grid over the structure's cell; leave out grid or conserve")
@@ -154,12 +169,27 @@ def settle(
         tiles=tiles,
         region=part,
         device=where,
-        precision=_resolve_precision(precision, where),
+        precision=settled,
         uncertainty=uncertainty,
         samples=int(samples),
         seed=int(seed),
         conserve=conserve,
+        devices=1 if devices is None else int(devices),
+        client=client,
     )
+
+
+def _check_devices(devices: int | None, client: Any, device: str | None) -> None:
+    if devices is not None:
+        _check_whole("devices", devices, 1, 100_000)
+        if client is not None:
+            raise SettingsError(f"devices={devices} and a client exclude each other: its cluster has its own workers")
+    if client is not None:
+        from gpurho.pipelines.cluster import check_client
+
+        check_client(client)
+    if device is not None and ":" in device and (client is not None or (devices or 1) > 1):
+        raise SettingsError(f"device {device!r} names one device of several workers; give {device.split(':')[0]!r}")
 
 
 def patient_threads() -> None:

@@ -23,6 +23,7 @@ from gpurho.store import FinishedTile
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gpurho.evaluator import Evaluator
     from gpurho.integrals import IntegralErrors
 
 QUEUE = 4
@@ -111,16 +112,29 @@ class Background:
 
 
 class Stages:
-    """Descriptors and network of a job on its device."""
+    """Descriptors and network of a job on its device.
 
-    def __init__(self, job: Job) -> None:
+    `earlier` stages of a job with the same model and settings, but for atoms and tiles, lend their network and buffers.
+    """
+
+    def __init__(self, job: Job, earlier: Stages | None = None) -> None:
         import torch
 
         from gpurho.descriptors import Environment
         from gpurho.integrals import IntegralErrors
 
         self.job = job
-        self.environment = Environment(job.structure, job.model.spec.descriptor, job.device)
+        self.environment = Environment(job.structure, job.model.spec.descriptor, job.device, job.bins)
+        self.cuda = job.device.startswith("cuda")
+        self._torch = torch
+        self.evaluator: Evaluator
+        self._errors: IntegralErrors | None = None
+        self._features: Any
+        if earlier is not None:
+            self.evaluator, self._errors = earlier.evaluator, earlier._errors
+            enough = len(earlier._features) >= max_tile_points(job)
+            self._features = earlier._features if enough else self._buffer()
+            return
         self.evaluator = job.model.evaluator(
             device=job.device,
             precision=job.precision,
@@ -128,19 +142,16 @@ class Stages:
             samples=job.samples,
             seed=job.seed,
         )
-        self._errors: IntegralErrors | None = None
         if job.uncertainty is not None:
             self._errors = IntegralErrors(job.model, job.uncertainty, job.device, job.samples, job.seed)
-        self.cuda = job.device.startswith("cuda")
-        self._torch = torch
-        largest = max_tile_points(job)
-        width = job.model.spec.descriptor.n_features
-        # One buffer for all tiles: gigabytes of fresh pages would cost more than the descriptors.
-        self._features: Any = (
-            torch.empty((largest, width), dtype=torch.float32, device=job.device)
-            if self.cuda
-            else np.empty((largest, width), dtype=np.float32)
-        )
+        self._features = self._buffer()
+
+    def _buffer(self) -> Any:
+        """One buffer for all tiles: gigabytes of fresh pages would cost more than the descriptors."""
+        shape = (max_tile_points(self.job), self.job.model.spec.descriptor.n_features)
+        if self.cuda:
+            return self._torch.empty(shape, dtype=self._torch.float32, device=self.job.device)
+        return np.empty(shape, dtype=np.float32)
 
     def features(self, tile: Tile) -> tuple[Tensor, dict[str, int]]:
         """Descriptors of a tile on the device, and the points capped and tied; valid until the next call."""
@@ -202,7 +213,9 @@ def encoder_threads(job: Job) -> int:
     return max(1, min(8, (os.cpu_count() or 2) // 2)) if job.device.startswith("cuda") else 1
 
 
-def run_tiles(job: Job, sink: Sink, tick: Callable[[int], None]) -> Timing:
+def run_tiles(
+    job: Job, sink: Sink, tick: Callable[[int], None], make_stages: Callable[[Job], Stages] = Stages
+) -> Timing:
     """Predict all tiles that `sink` does not have yet; `tick` is told the points of each finished tile."""
     import torch
 
@@ -211,7 +224,7 @@ def run_tiles(job: Job, sink: Sink, tick: Callable[[int], None]) -> Timing:
     done = sink.done
     if len(done) == len(job.tiles):
         return timing
-    stages = Stages(job)
+    stages = make_stages(job)
     timing.setup = time.perf_counter() - begin
     background = Background(sink, encoder_threads(job))
     waiting: tuple[Tile, Callable[[], list[NDArray[Any]]], dict[str, int]] | None = None
