@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from gpurho.errors import GridError, SettingsError
 from gpurho.fields import NAMES, Box, Correction, Field, LazyField, Totals, blocks
 from gpurho.grid import Grid
+from gpurho.keep import HISTOGRAM, SIGMA_EDGES, Keep, density_edges, plane_indices
+from gpurho.kept import Histogram, Kept, coarse_grid
 from gpurho.peratom import AtomCharges, per_atom
 from gpurho.sections import Line, Section, interpolate, line_points, mesh_points, plane_mesh
 from gpurho.structure import Structure
@@ -37,7 +39,8 @@ class Density:
         Points of the field. Of a prediction for a region this is the region's own grid, without periods along the
         axes that the region cuts.
     structure : Structure
-    mean : (nx, ny, nz) float32 array or LazyField, e/angstrom^3
+    mean : (nx, ny, nz) float32 array or LazyField, e/angstrom^3; or None
+        None where the prediction kept no field but what is in `kept`.
     aleatoric, epistemic : like `mean`, optional
         Standard deviations: the noise of the labels as the network learned it, and the network's own ignorance.
     errors : (k,) array, optional
@@ -50,6 +53,8 @@ class Density:
         Provenance: settings, model, versions, region, what the prediction counted.
     close : callable, optional
         Releases the file behind lazy fields.
+    kept : Kept, optional
+        What the prediction kept beside or instead of the field: see ``keep=`` of `gpurho.predict`.
 
     Notes
     -----
@@ -61,7 +66,7 @@ class Density:
         self,
         grid: Grid,
         structure: Structure,
-        mean: Field,
+        mean: Field | None,
         aleatoric: Field | None = None,
         epistemic: Field | None = None,
         *,
@@ -70,10 +75,14 @@ class Density:
         correction: Correction | None = None,
         info: Mapping[str, Any] | None = None,
         close: Callable[[], None] | None = None,
+        kept: Kept | None = None,
     ) -> None:
+        if mean is None and (kept is None or totals is None):
+            raise SettingsError("a density without a field needs what was kept of it and its totals; give both")
         if (aleatoric is None) != (epistemic is None):
             raise SettingsError("one of aleatoric and epistemic is missing; give both standard deviations or neither")
-        self._raw: dict[str, Field] = {"mean": mean}
+        self._raw: dict[str, Field] = {} if mean is None else {"mean": mean}
+        self.kept = kept
         if aleatoric is not None and epistemic is not None:
             self._raw |= {"aleatoric": aleatoric, "epistemic": epistemic}
         for name, field in self._raw.items():
@@ -118,13 +127,34 @@ class Density:
     @property
     def uncertain(self) -> bool:
         """Whether the field has standard deviations."""
-        return len(self._raw) > 1
+        return len(self._raw) > 1 if self._raw else self.totals.sum_std > 0
+
+    @property
+    def has_field(self) -> bool:
+        """Whether the full field was kept."""
+        return bool(self._raw)
 
     def raw_fields(self) -> dict[str, Field]:
         """The fields as they are stored, before electron conservation, by name."""
         return dict(self._raw)
 
+    def in_memory(self) -> Density:
+        """This density with its fields as arrays, independent of any file."""
+        fields = [np.asarray(self._raw[name]) if name in self._raw else None for name in NAMES]
+        return Density(
+            self.grid,
+            self.structure,
+            *fields,
+            totals=self.totals,
+            errors=self._errors,
+            correction=self.correction,
+            info=self.info,
+            kept=self.kept,
+        )
+
     def _field(self, name: str) -> Field:
+        if self.kept is not None and not self._raw:
+            raise self.kept.missing("the full field", "field")
         if name not in self._made:
             raw = self._raw["mean"]
             if name in NAMES and self.correction.trivial:
@@ -223,10 +253,55 @@ class Density:
         an atom, the largest value that they can have.
         """
         known = None
+        volume = self._correlation_volume
+        if model is None and self.kept is not None and self.kept.atom_sums is not None:
+            return self.kept.charges(len(self.structure), self.grid.dv, self.correction, volume)
+        if self.kept is not None and not self._raw:
+            raise self.kept.missing("the full field", "field" if self.kept.keep.atoms else "atoms")
         if model is not None and self.uncertain:
             known = _upper("gpurho.atomerrors", "atom_errors")(self, model, device) * self.correction.scale
-        volume = self._correlation_volume
         return per_atom(self.structure, self.grid, self.mean, self.aleatoric, self.epistemic, None, volume, known)
+
+    @property
+    def coarse(self) -> Density:
+        """The coarse field that ``keep="coarse:4"`` kept: a density on the grid of the blocks' centres.
+
+        Its mean is the mean over each block. Its sigmas are the roots of the blocks' mean squared sigmas: typical of a
+        point in the block, and upper bounds of the sigma of the block's mean. Of the integral, ``electrons_std`` of
+        this density, not of the coarse one, is the error bar.
+        """
+        kept = self.kept
+        if kept is None or kept.keep.coarse is None:
+            raise (kept or Kept(Keep())).missing("a coarse field", "coarse:4")
+        grid = coarse_grid(self.grid, kept.keep.coarse)
+        block = kept.keep.coarse[0] * kept.keep.coarse[1] * kept.keep.coarse[2]
+        fields = [kept.coarse.get(name) for name in NAMES]
+        errors = None if self._errors is None else self._errors / block
+        return Density(
+            grid, self.structure, *fields, errors=errors, correction=self.correction, info=self.info, close=self._close
+        )
+
+    def histogram(self, field: str = "mean") -> Histogram:
+        """How many points have which density ("mean") or total sigma ("std").
+
+        As it was kept by ``keep="histogram"``; else counted from the field, which is read block by block.
+        """
+        if field not in ("mean", "std") or (field == "std" and not self.uncertain):
+            known = "'mean' or 'std'" if self.uncertain else "'mean', the only one there is"
+            raise SettingsError(f"a histogram of {field!r} is not known; give {known}")
+        if self.kept is not None and field in self.kept.histograms:
+            return self.kept.histogram(field, self.correction)
+        if self.kept is not None and not self._raw:
+            raise self.kept.missing("a histogram", "histogram")
+        found = Histogram.of_values(np.empty(0), density_edges(*HISTOGRAM) if field == "mean" else SIGMA_EDGES)
+        for box in blocks(self._raw["mean"]):
+            if field == "mean":
+                values = self._block("mean", box).astype(np.float64)
+            else:
+                a, e = (np.square(self._block(name, box), dtype=np.float64) for name in NAMES[1:])
+                values = np.sqrt(a + e)
+            found += Histogram.of_values(values, found.edges)
+        return found
 
     # -- values at points -----------------------------------------------------------------------------------
 
@@ -236,7 +311,7 @@ class Density:
         Order 3 is cubic, 1 linear. Without uncertainty only the mean is returned. Points beyond an axis without
         period give NaN.
         """
-        values = [interpolate(self._field(name), self.grid, points, order) for name in self._raw]
+        values = [interpolate(self._field(name), self.grid, points, order) for name in self._raw or ("mean",)]
         # The cubic may swing below zero beside a sharp maximum; a standard deviation must not.
         return (values[0], *(np.maximum(sigma, 0) for sigma in values[1:]))
 
@@ -250,26 +325,29 @@ class Density:
         """The plane of grid points at the fraction `position` of cell vector `axis`.
 
         Between two planes of the grid the values are interpolated linearly. Of a field on disk only the chunks
-        along the plane are read.
+        along the plane are read; without a field, the planes that ``keep="slice:z=0.5"`` kept.
         """
         if axis not in (0, 1, 2):
             raise SettingsError(f"axis {axis!r} is not a cell vector; give 0, 1 or 2")
         if not (np.isfinite(position) and 0 <= position <= 1):
             raise SettingsError(f"position {position!r} is not a fraction of the cell vector; give 0 to 1")
-        n = self.shape[axis]
-        place = float(position) * n
-        place = float(np.rint(place)) if abs(place - np.rint(place)) < 1e-9 else place
-        low = int(np.floor(place))
-        part = place - low
-        low, high = (low % n, (low + 1) % n) if self.grid.pbc[axis] else (min(low, n - 1), min(low + 1, n - 1))
+        low, high, part = plane_indices(self.grid, axis, position)
+        kept = None if self._raw else self.kept
+        if kept is not None and not kept.has_slice(self.grid, axis, position):
+            raise kept.missing("this slice", f"slice:{'xyz'[axis]}={position}")
 
-        def cut(field: Field) -> NDArray[np.float32]:
-            def plane(i: int) -> NDArray[np.float32]:
-                return np.asarray(field[tuple(i if d == axis else slice(None) for d in range(3))])
+        def plane(name: str, i: int) -> NDArray[np.float32]:
+            if kept is not None:
+                return kept.block(name, axis, i, self.correction)
+            return np.asarray(self._field(name)[tuple(i if d == axis else slice(None) for d in range(3))])
 
-            return plane(low) if part == 0 else ((1 - part) * plane(low) + part * plane(high)).astype(np.float32)
+        def cut(name: str) -> NDArray[np.float32]:
+            if part == 0:
+                return plane(name, low)
+            return ((1 - part) * plane(name, low) + part * plane(name, high)).astype(np.float32)
 
-        values = [cut(self._field(name)) for name in self._raw] + [None] * (3 - len(self._raw))
+        names = NAMES if self.uncertain else NAMES[:1]
+        values = [cut(name) for name in names] + [None] * (3 - len(names))
         first, second = (d for d in range(3) if d != axis)
         cell = self.grid.cell
         origin = self.grid.origin + float(position) * cell[axis]
@@ -338,6 +416,9 @@ class Density:
         self.close()
 
     def __repr__(self) -> str:
+        if not self._raw:
+            what = ", ".join(self.kept.keep.to_items()) if self.kept is not None else "nothing"
+            return f"<Density of {len(self.structure)} atoms on {self.shape}, kept {what}>"
         where = "on disk" if isinstance(self._raw["mean"], LazyField) else "in memory"
         spread = "with" if self.uncertain else "without"
         return f"<Density of {len(self.structure)} atoms on {self.shape}, {spread} uncertainty, {where}>"

@@ -6,11 +6,19 @@ Layout of the file, version 1 (``format = "gpurho-density"`` among the root's at
   shuffle and gzip, which every HDF5 reads; NaN outside of the region of a partial prediction. Values as the network
   gave them: the attributes ``scale`` and ``shift`` of the root hold the electron conservation,
   ``mean -> scale * mean + shift * (aleatoric^2 + epistemic^2)``, both sigmas times ``scale``.
+- ``coarse``, ``slices``, ``atoms``, ``histograms``: where the prediction was asked to keep them (`gpurho.keep`), with
+  or without the fields above; the attribute ``keep`` of the root names them. ``coarse/mean`` and its sisters hold means
+  over blocks of points (of the sigmas the roots of mean squares), ``slices/z_17/mean`` and so on the plane of points 17
+  across the third cell vector, all as the network gave them. ``atoms/sums`` (n_atoms, n_columns, 2) int64: sums over
+  the points nearest to each atom of what the attribute ``columns`` names, as ``[0] * 2^-32 + [1] * 2^-72``.
+  ``histograms/mean`` and ``histograms/std`` have ``counts`` and ``edges``.
 - ``grid``: attributes ``shape``, ``cell``, ``origin``, ``pbc``, ``region``.
 - ``structure``: ``positions``, ``numbers``, attributes ``cell``, ``pbc``.
 - ``tiles``: ``start``, ``stop``, ``done``, ``crc32`` (of the tile's float32 values in C order, one for each field)
   and ``sums``, whose columns the attribute ``columns`` names; ``errors``, where there are sigmas: a vector whose
   length, times the volume per point, is the epistemic sigma of the integral (`gpurho.integrals`).
+- ``shards``: only where several workers made the prediction. The fields are then virtual data sets over files in a
+  folder beside this one, and the format's version is 2; see `gpurho.virtual`.
 - ``provenance``: JSON with the settings, the model's fingerprint and full specification, and versions.
 
 The file holds no date: it is a function of its inputs, the same bytes whenever and however often it was interrupted.
@@ -19,8 +27,10 @@ The file holds no date: it is a function of its inputs, the same bytes whenever 
 from __future__ import annotations
 
 import json
+import math
 import zlib
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +42,16 @@ from gpurho.errors import OutputExistsError, SettingsError, StoreError
 from gpurho.fields import NAMES, Box, Correction, LazyField, Totals
 from gpurho.grid import Grid
 from gpurho.journal import first_difference
+from gpurho.keep import Keep, Piece, kept_planes, pieces_of, plane_name, shifted
+from gpurho.kept import COLUMNS as ATOM_COLUMNS
+from gpurho.kept import Histogram, Kept, SumStore
 from gpurho.partition import Tile, TileSet
 from gpurho.structure import Structure
+from gpurho.virtual import ShardedFields, is_sharded, refuse_external
 
 FORMAT = "gpurho-density"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of files whose fields lie in shards; version 1 of all others, which older libraries read too."""
 
 Region = tuple[tuple[int, int], ...]
 COLUMNS = [field.name for field in fields(Totals)]
@@ -54,6 +69,14 @@ class Layout:
     settings: dict[str, Any]
     provenance: dict[str, Any]
     region: Region | None = None
+    keep: Keep = field(default_factory=Keep)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """The arrays that tiles are stored in."""
+        low = [a for a, _ in self.region or ((0, 0),) * 3]
+        planes = kept_planes(self.keep, region_grid(self.grid, self.region), low)
+        return pieces_of(self.keep, self.names, self.grid.shape, self.tiles.tile_shape, planes)
 
     @property
     def chunk(self) -> tuple[int, int, int]:
@@ -63,29 +86,39 @@ class Layout:
 
     @property
     def raw_bytes(self) -> int:
-        """Bytes of the fields before compression."""
-        return 4 * len(self.names) * self.tiles.n_points
+        """Bytes of the arrays, and of the sums of atoms, before compression."""
+        n = 0
+        for piece in self.pieces:
+            spans = [b - a for a, b in zip(self.tiles.start, self.tiles.stop, strict=True)]
+            if piece.plane is not None:
+                spans[piece.plane[0]] = 1
+            n += 4 * math.prod(span // f for span, f in zip(spans, piece.factors, strict=True))
+        return n + (16 * len(ATOM_COLUMNS) * len(self.structure) if self.keep.atoms else 0)
 
 
-def compress_tile(value: NDArray[np.float32], tile: Tile, chunk: tuple[int, int, int]) -> bytes:
-    """The bytes that HDF5's shuffle and deflate filters make of a tile's chunk."""
-    box = value.reshape(tile.shape)
-    if tile.shape != chunk:
+def compress_chunk(value: NDArray[np.float32], box: tuple[slice, ...], chunk: tuple[int, ...]) -> bytes:
+    """The bytes that HDF5's shuffle and deflate filters make of the chunk that `box` lies in."""
+    shape = tuple(s.stop - s.start for s in box)
+    part = value.reshape(shape)
+    if shape != chunk:
         whole = np.full(chunk, np.nan, dtype=np.float32)
-        offset = [a % c for a, c in zip(tile.start, chunk, strict=True)]
-        whole[tuple(slice(o, o + n) for o, n in zip(offset, tile.shape, strict=True))] = box
-        box = whole
-    plain = np.ascontiguousarray(box, dtype="<f4").reshape(-1).view(np.uint8)
+        offset = [s.start % c for s, c in zip(box, chunk, strict=True)]
+        whole[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))] = part
+        part = whole
+    plain = np.ascontiguousarray(part, dtype="<f4").reshape(-1).view(np.uint8)
     return zlib.compress(np.ascontiguousarray(plain.reshape(-1, 4).T).data, 1)
 
 
-def create_file(path: Path, layout: Layout) -> Any:
-    """A new file with everything but the tiles; the same bytes for the same layout."""
+def create_file(path: Path, layout: Layout, link: Callable[[Any], None] | None = None) -> Any:
+    """A new file with everything but the tiles; the same bytes for the same layout.
+
+    `link`, where given, is called with the file and makes the fields, which then lie in shards (`gpurho.virtual`).
+    """
     import h5py
 
     h5 = h5py.File(path, "w", libver=("v110", "v110"))
     h5.attrs["format"] = FORMAT
-    h5.attrs["format_version"] = FORMAT_VERSION
+    h5.attrs["format_version"] = 1 if link is None else FORMAT_VERSION
     grid = h5.create_group("grid")
     for name in ("shape", "cell", "origin", "pbc"):
         grid.attrs[name] = np.asarray(getattr(layout.grid, name))
@@ -98,12 +131,16 @@ def create_file(path: Path, layout: Layout) -> Any:
     structure.attrs["pbc"] = layout.structure.pbc
     text = json.dumps({"settings": layout.settings, **layout.provenance}, sort_keys=True)
     h5.create_dataset("provenance", data=np.bytes_(text.encode()), track_times=False)
-    for name in layout.names:
+    if not layout.keep.field_alone:
+        h5.attrs["keep"] = json.dumps(layout.keep.to_items())
+    if link is not None:
+        link(h5)
+    for piece in layout.pieces if link is None else []:
         dataset = h5.create_dataset(
-            name,
-            layout.grid.shape,
+            piece.name,
+            piece.shape,
             dtype="<f4",
-            chunks=layout.chunk,
+            chunks=piece.chunk,
             shuffle=True,
             compression="gzip",
             compression_opts=1,
@@ -121,8 +158,9 @@ def write_tables(
     crc: dict[int, tuple[int, ...]],
     correction: Correction,
     errors: NDArray[np.float64] | None = None,
+    sums: SumStore | None = None,
 ) -> None:
-    """The per-tile tables and the conservation, written once at the end."""
+    """The per-tile tables, the sums of atoms, the histograms and the conservation, written once at the end."""
     tiles = layout.tiles
     group = h5.create_group("tiles")
     tables = {
@@ -137,10 +175,34 @@ def write_tables(
     for name, table in tables.items():
         group.create_dataset(name, data=table, track_times=False)
     group["sums"].attrs["columns"] = json.dumps(COLUMNS)
+    group["crc32"].attrs["columns"] = json.dumps([piece.name for piece in layout.pieces])
+    if sums is not None:
+        _write_sums(h5, sums)
     group.attrs["tile_shape"] = np.asarray(tiles.tile_shape)
     h5.attrs["conserve"] = correction.kind or "none"
     h5.attrs["scale"] = correction.scale
     h5.attrs["shift"] = correction.shift
+
+
+def _write_sums(h5: Any, sums: SumStore) -> None:
+    for name, histogram in sums.histograms().items():
+        group = h5.create_group(f"histograms/{name}")
+        group.create_dataset("counts", data=histogram.counts, track_times=False)
+        group.create_dataset("edges", data=histogram.edges, track_times=False)
+        group["edges"].attrs["unit"] = "e/angstrom^3"
+    if sums.atoms is not None:
+        rows = (min(len(sums.atoms), 1 << 14), *sums.atoms.shape[1:])
+        table = h5.create_dataset(
+            "atoms/sums",
+            data=sums.atoms,
+            chunks=rows,
+            shuffle=True,
+            compression="gzip",
+            compression_opts=1,
+            track_times=False,
+        )
+        table.attrs["columns"] = json.dumps(ATOM_COLUMNS[: sums.atoms.shape[1]])
+        table.attrs["unit"] = "e/angstrom^3 and its square, [0] * 2^-32 + [1] * 2^-72"
 
 
 def _open_h5(path: Path) -> Any:
@@ -160,6 +222,11 @@ def _open_h5(path: Path) -> Any:
         if kind == FORMAT and version > FORMAT_VERSION:
             raise StoreError(f"{path} has layout version {version}; update gpurho to read it")
         raise StoreError(f"{path} is not a whole gpurho density; check the name")
+    try:
+        refuse_external(h5, path)
+    except StoreError:
+        h5.close()
+        raise
     return h5
 
 
@@ -184,56 +251,91 @@ def open_density(path: str | Path) -> Density:
     file = Path(path)
     h5 = _open_h5(file)
     try:
-        return _density_of(h5)
+        return _density_of(h5, ShardedFields(file, h5["shards"]) if is_sharded(h5) else None)
+    except StoreError:
+        h5.close()
+        raise
     except (KeyError, ValueError, OSError, RuntimeError) as error:
         h5.close()
         raise StoreError(f"{file} is damaged: {str(error).splitlines()[0]}; predict it again") from None
 
 
-def _density_of(h5: Any) -> Density:
+def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
     header, atoms = h5["grid"].attrs, h5["structure"]
     grid = Grid([int(n) for n in header["shape"]], header["cell"], header["origin"], header["pbc"])
     region = tuple((int(a), int(b)) for a, b in header["region"]) if "region" in header else None
     structure = Structure(atoms["positions"][()], atoms["numbers"][()], atoms.attrs["cell"], atoms.attrs["pbc"])
     part = region_grid(grid, region)
     low = [a for a, _ in region] if region else [0, 0, 0]
+    keep = Keep.of(json.loads(h5.attrs["keep"])) if "keep" in h5.attrs else Keep()
 
-    def field(name: str) -> LazyField | None:
+    def load(name: str, key: Any) -> NDArray[Any]:
+        if not h5:
+            raise SettingsError("the density's file was closed; open it again with Density.open")
+        if shards is not None and name in NAMES:
+            return shards.read(name, key)
+        try:
+            return np.asarray(h5[name][key])
+        except OSError as error:
+            raise StoreError(f"{name} cannot be read: {str(error).splitlines()[0]}; the file is damaged") from None
+
+    def lazy(name: str, factors: tuple[int, ...] = (1, 1, 1)) -> LazyField | None:
         if name not in h5:
             return None
-        dataset = h5[name]
+        c = h5[name].chunks or tuple(
+            min(int(t), n) for t, n in zip(h5["tiles"].attrs["tile_shape"], grid.shape, strict=True)
+        )
+        first = [lo // f for lo, f in zip(low, factors, strict=True)]
+        i, j, k = (n // f for n, f in zip(part.shape, factors, strict=True))
+        back = [-lo for lo in first]
 
         def read(box: Box) -> NDArray[np.float32]:
-            if not h5:
-                raise SettingsError("the density's file was closed; open it again with Density.open")
-            try:
-                values = dataset[tuple(slice(s.start + lo, s.stop + lo) for s, lo in zip(box, low, strict=True))]
-            except OSError as error:
-                raise StoreError(f"{name} cannot be read: {str(error).splitlines()[0]}; the file is damaged") from None
-            return np.asarray(values, dtype=np.float32)
+            return load(name, shifted(box, back)).astype(np.float32, copy=False)
 
-        c = dataset.chunks
-        return LazyField(read, part.shape, c, (low[0] % c[0], low[1] % c[1], low[2] % c[2]))
+        return LazyField(read, (i, j, k), c, (first[0] % c[0], first[1] % c[1], first[2] % c[2]))
+
+    def plane(axis: int, index: int, quantity: str) -> NDArray[np.float32]:
+        box = tuple(slice(lo, lo + n) for d, (lo, n) in enumerate(zip(low, part.shape, strict=True)) if d != axis)
+        return load(plane_name(axis, index + low[axis], quantity), box).astype(np.float32, copy=False)
+
+    kept = None
+    if not keep.field_alone:
+        blocks = {name: lazy(f"coarse/{name}", keep.coarse or (1, 1, 1)) for name in NAMES}
+        kept = Kept(
+            keep,
+            {name: value for name, value in blocks.items() if value is not None},
+            plane,
+            {name: Histogram(group["counts"][()], group["edges"][()]) for name, group in h5["histograms"].items()}
+            if "histograms" in h5
+            else {},
+            (lambda rows: load("atoms/sums", rows)) if keep.atoms else None,
+        )
+
+    def close() -> None:
+        if shards is not None:
+            shards.close()
+        h5.close()
 
     columns = json.loads(h5["tiles/sums"].attrs["columns"])
     rows = [Totals.of_row(columns, row) for row in h5["tiles/sums"][()].tolist()]
     kind = str(h5.attrs["conserve"])
     correction = Correction(None if kind == "none" else kind, float(h5.attrs["scale"]), float(h5.attrs["shift"]))
     info = {**json.loads(bytes(h5["provenance"][()])), "region": region}
-    mean = field("mean")
-    if mean is None:
+    mean = lazy("mean")
+    if mean is None and keep.field:
         raise KeyError("dataset 'mean' is missing")
     return Density(
         part,
         structure,
         mean,
-        field("aleatoric"),
-        field("epistemic"),
+        lazy("aleatoric"),
+        lazy("epistemic"),
         totals=Totals.merged(rows),
         errors=h5["tiles/errors"][()] if "errors" in h5["tiles"] else None,
         correction=correction,
         info=info,
-        close=h5.close,
+        close=close,
+        kept=kept,
     )
 
 
@@ -241,13 +343,32 @@ def verify(path: str | Path) -> list[int]:
     """Numbers of the tiles whose values do not match their checksums; empty for a whole file."""
     with _open_h5(Path(path)) as h5:
         bad = []
-        names = [name for name in NAMES if name in h5]
-        for i, (start, stop) in enumerate(zip(h5["tiles/start"][()], h5["tiles/stop"][()], strict=True)):
-            box = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
+        shards = ShardedFields(Path(path), h5["shards"]) if is_sharded(h5) else None
+
+        def values(name: str, box: Any) -> NDArray[np.float32]:
+            return shards.read(name, box) if shards is not None and name in NAMES else h5[name][box]
+
+        header = h5["grid"].attrs
+        grid = Grid([int(n) for n in header["shape"]], header["cell"], header["origin"], header["pbc"])
+        region = tuple((int(a), int(b)) for a, b in header["region"]) if "region" in header else None
+        low = [a for a, _ in region] if region else [0, 0, 0]
+        keep = Keep.of(json.loads(h5.attrs["keep"])) if "keep" in h5.attrs else Keep()
+        names = [name for name in NAMES if any(f"{place}{name}" in h5 for place in ("", "coarse/"))]
+        planes = kept_planes(keep, region_grid(grid, region), low)
+        if planes and not names:
+            names = [name for name in NAMES if plane_name(*planes[0], name) in h5]
+        i, j, k = (int(n) for n in h5["tiles"].attrs["tile_shape"])
+        pieces = pieces_of(keep, names, grid.shape, (i, j, k), planes)
+        for number, (start, stop) in enumerate(zip(h5["tiles/start"][()], h5["tiles/stop"][()], strict=True)):
+            tile = Tile(number, *(tuple(int(x) for x in end) for end in (start, stop)))  # type: ignore[arg-type]
+            boxes = [piece.box(tile) for piece in pieces]
             try:
-                found = [zlib.crc32(np.ascontiguousarray(h5[name][box]).data) for name in names]
-            except OSError:
+                found = [
+                    0 if box is None else zlib.crc32(np.ascontiguousarray(values(piece.name, box)).data)
+                    for piece, box in zip(pieces, boxes, strict=True)
+                ]
+            except (OSError, StoreError):
                 found = []
-            if found != h5["tiles/crc32"][i].tolist():
-                bad.append(i)
+            if found != h5["tiles/crc32"][number].tolist():
+                bad.append(number)
         return bad

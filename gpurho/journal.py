@@ -41,6 +41,50 @@ class Journal:
             self._file = -1
 
 
+class Blobs:
+    """Append-only binary records beside a journal, which says where each lies: what is too long for its lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._end = os.fstat(self._file).st_size
+
+    def append(self, data: bytes) -> list[int]:
+        """Add a record; returns offset, size and CRC-32 for the journal."""
+        if os.write(self._file, data) != len(data):
+            raise OSError("a record was written in part")
+        place = [self._end, len(data), zlib.crc32(data)]
+        self._end += len(data)
+        return place
+
+    def sync(self) -> None:
+        """Force the records to the disk."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Close the file; the records stay."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def blobs_path(journal: Path) -> Path:
+    """Name of the binary records of a journal: ``rho.h5.sums`` beside ``rho.h5.journal``."""
+    return journal.with_name(journal.name.replace(".journal", ".sums"))
+
+
+def read_blob(path: Path, place: list[int]) -> bytes | None:
+    """The record at a place that `Blobs.append` gave; None where it is not whole."""
+    offset, size, crc = place
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except FileNotFoundError:
+        return None
+    return data if len(data) == size and zlib.crc32(data) == crc else None
+
+
 def encode_line(record: dict[str, Any]) -> bytes:
     """A record as a line with its checksum."""
     text = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()

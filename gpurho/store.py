@@ -1,4 +1,4 @@
-"""Where finished tiles go: arrays in memory, or one HDF5 file that survives being killed.
+"""Where finished tiles go: one HDF5 file that survives being killed. (`gpurho.memorystore`: arrays in memory.)
 
 While it is being written it is called ``*.part``, with a journal beside it (`gpurho.journal`). Chunks are compressed
 here and handed to HDF5 as they are, so that their bytes are in the file as soon as they are written. A resumed run
@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.density import Density, region_grid
-from gpurho.densityfile import COLUMNS, Layout, compress_tile, create_file, open_density, write_tables
+from gpurho.density import Density
+from gpurho.densityfile import COLUMNS, Layout, compress_chunk, create_file, open_density, write_tables
 from gpurho.errors import GpurhoError, ModelError, OutputExistsError, StoreError
-from gpurho.fields import NAMES, Correction, Totals
-from gpurho.journal import Journal, Lock, first_difference, read_journal
+from gpurho.fields import Correction, Totals
+from gpurho.journal import Blobs, Journal, Lock, blobs_path, first_difference, read_blob, read_journal
+from gpurho.kept import SumStore, TileSums
 from gpurho.partition import Tile
 
 SYNC_SECONDS = 10.0
@@ -33,7 +34,11 @@ SYNC_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class FinishedTile:
-    """A tile ready for its sink: totals, the chunks' stored bytes (or arrays), checksums, its integral's vector."""
+    """A tile ready for its sink.
+
+    Totals, the chunks' stored bytes (or arrays) of the pieces that the tile meets, their checksums, the vector of the
+    tile's integral, and sums of atoms and histograms with their stored bytes.
+    """
 
     tile: Tile
     totals: Totals
@@ -41,6 +46,8 @@ class FinishedTile:
     crc: tuple[int, ...] = ()
     stored_crc: tuple[int, ...] = ()
     errors: NDArray[np.float64] | None = None
+    sums: TileSums | None = None
+    blob: bytes = b""
 
 
 def checked_totals(tile: Tile, values: Sequence[NDArray[np.float32]], counts: dict[str, int]) -> Totals:
@@ -57,70 +64,6 @@ def checked_totals(tile: Tile, values: Sequence[NDArray[np.float32]], counts: di
     return totals
 
 
-class MemorySink:
-    """Keeps the fields as arrays over the region."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.done: frozenset[int] = frozenset()
-        self._grid = region_grid(layout.grid, layout.region)
-        self._low = layout.tiles.start
-        try:
-            self._arrays = {name: np.empty(self._grid.shape, dtype=np.float32) for name in layout.names}
-        except MemoryError:
-            raise StoreError(
-                f"the field needs {layout.raw_bytes / 2**30:.3g} GiB of memory; pass out='rho.h5' to stream it to disk"
-            ) from None
-        self._totals: list[Totals] = []
-        self._errors: NDArray[np.float64] | None = None
-
-    def encode(
-        self,
-        tile: Tile,
-        values: Sequence[NDArray[np.float32]],
-        counts: dict[str, int],
-        errors: NDArray[np.float64] | None = None,
-    ) -> FinishedTile:
-        """Check a tile; any thread may call this."""
-        return FinishedTile(tile, checked_totals(tile, values, counts), tuple(values), errors=errors)
-
-    def write(self, finished: FinishedTile) -> None:
-        """Keep a tile."""
-        tile = finished.tile
-        box = tuple(slice(a - lo, b - lo) for a, b, lo in zip(tile.start, tile.stop, self._low, strict=True))
-        for name, value in zip(self.layout.names, finished.payload, strict=True):
-            self._arrays[name][box] = value.reshape(tile.shape)
-        self._totals.append(finished.totals)
-        self._errors = added(self._errors, finished.errors)
-
-    @property
-    def totals(self) -> Totals:
-        """Sums over the tiles written."""
-        return Totals.merged(self._totals)
-
-    def finish(self, correction: Correction) -> Density:
-        """The field."""
-        arrays = [self._arrays.get(name) for name in NAMES]
-        layout = self.layout
-        info = {**layout.provenance, "settings": layout.settings, "region": layout.region}
-        mean = arrays[0]
-        assert mean is not None  # every layout has a mean
-        return Density(
-            self._grid,
-            layout.structure,
-            mean,
-            arrays[1],
-            arrays[2],
-            totals=self.totals,
-            errors=self._errors,
-            correction=correction,
-            info=info,
-        )
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-
 class TileFile:
     """Tiles in one HDF5 file that is being written, with its journal; the base of the sinks that write files.
 
@@ -134,6 +77,9 @@ class TileFile:
         self._crc: dict[int, tuple[int, ...]] = {}
         self._h5: Any = None
         self._journal: Journal | None = None
+        self._blobs: Blobs | None = None
+        self._pieces = layout.pieces
+        self._sums = SumStore(layout.keep, len(layout.structure), layout.names)
         self._synced = time.monotonic()
 
     @property
@@ -151,8 +97,9 @@ class TileFile:
         """Grid point of the first element of the file's fields."""
         return (0, 0, 0)
 
-    def replay(self, records: list[dict[str, Any]], source: Path) -> None:
-        """Take tiles over from the unfinished file `source`, whose journal has these records, while they are whole."""
+    def replay(self, records: list[dict[str, Any]], source: Path, journal: Path) -> None:
+        """Take tiles over from the unfinished file `source`, whose `journal` has these records, while all is whole."""
+        blobs = blobs_path(journal)
         with open(source, "rb") as old:
             for record in records:
                 chunks = []
@@ -163,6 +110,12 @@ class TileFile:
                         # Lost with the machine's memory, in order of writing: this tile and the rest are made again.
                         return
                     chunks.append(data)
+                blob = b""
+                if "blob" in record:
+                    found = read_blob(blobs, record["blob"])
+                    if found is None:
+                        return
+                    blob = found
                 totals = Totals(**{name: record["sums"][name] for name in COLUMNS})
                 tile = self.layout.tiles[record["tile"]]
                 errors = record.get("errors")
@@ -174,6 +127,8 @@ class TileFile:
                         tuple(record["crc"]),
                         tuple(record["stored_crc"]),
                         None if errors is None else np.array(errors, dtype=np.float64),
+                        TileSums.unpack(blob) if blob else None,
+                        blob,
                     )
                 )
 
@@ -183,24 +138,31 @@ class TileFile:
         values: Sequence[NDArray[np.float32]],
         counts: dict[str, int],
         errors: NDArray[np.float64] | None = None,
+        totals: Totals | None = None,
+        sums: TileSums | None = None,
     ) -> FinishedTile:
         """Check, sum and compress a tile; any thread may call this."""
-        totals = checked_totals(tile, values, counts)
+        found = checked_totals(tile, values, counts) if totals is None else totals
         crc = tuple(zlib.crc32(np.ascontiguousarray(value, dtype="<f4").data) for value in values)
-        stored = tuple(compress_tile(value, tile, self.layout.chunk) for value in values)
-        return FinishedTile(tile, totals, stored, crc, tuple(zlib.crc32(data) for data in stored), errors)
+        met = [(piece, box) for piece in self._pieces if (box := piece.box(tile)) is not None]
+        stored = tuple(compress_chunk(v, box, piece.chunk) for v, (piece, box) in zip(values, met, strict=True))
+        blob = b"" if sums is None else sums.pack()
+        return FinishedTile(tile, found, stored, crc, tuple(zlib.crc32(data) for data in stored), errors, sums, blob)
 
     def write(self, finished: FinishedTile) -> None:
         """Append a tile and its line in the journal; one thread only, in the order of the tiles."""
-        tile, chunk = finished.tile, self.layout.chunk
-        coordinate = tuple(a // c * c - o for a, c, o in zip(tile.start, chunk, self.origin, strict=True))
+        tile = finished.tile
+        met = [(piece, box) for piece in self._pieces if (box := piece.box(tile)) is not None]
         offsets = []
         with self.guarded():
-            for name, data in zip(self.layout.names, finished.payload, strict=True):
-                dataset = self._h5[name].id
+            for (piece, box), data in zip(met, finished.payload, strict=True):
+                dataset = self._h5[piece.name].id
+                origin = piece.reduced(self.origin)
+                coordinate = tuple(a - o for a, o in zip(piece.corner(box), origin, strict=True))
                 dataset.write_direct_chunk(coordinate, data)
                 offsets.append(int(dataset.get_chunk_info_by_coord(coordinate).byte_offset))
             assert self._journal is not None  # opened with the file
+            blob = {"blob": self._append_blob(finished.blob)} if finished.blob else {}
             self._journal.append(
                 {
                     "tile": tile.index,
@@ -211,15 +173,26 @@ class TileFile:
                     "sums": asdict(finished.totals),
                     # Every digit, so that a resumed run gives the same bits.
                     "errors": None if finished.errors is None else finished.errors.tolist(),
+                    **blob,
                 }
             )
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 os.fsync(self._h5.id.get_vfd_handle())
+                if self._blobs is not None:
+                    self._blobs.sync()
                 self._journal.sync()
                 self._synced = time.monotonic()
         self._totals[tile.index] = finished.totals
-        self._crc[tile.index] = finished.crc
+        crc = iter(finished.crc)
+        self._crc[tile.index] = tuple(0 if piece.box(tile) is None else next(crc) for piece in self._pieces)
         self._keep_errors(finished.errors)
+        self._sums.add(finished.sums)
+
+    def _append_blob(self, data: bytes) -> list[int]:
+        if self._blobs is None:
+            assert self._journal is not None  # opened with the file
+            self._blobs = Blobs(blobs_path(self._journal.path))
+        return self._blobs.append(data)
 
     def _keep_errors(self, errors: NDArray[np.float64] | None) -> None:
         raise NotImplementedError
@@ -242,6 +215,9 @@ class TileFile:
         if self._journal is not None:
             self._journal.close()
             self._journal = None
+        if self._blobs is not None:
+            self._blobs.close()
+            self._blobs = None
 
     def guarded(self) -> _Guard:
         """A context in which failures of the file system become a `StoreError` that says what is safe."""
@@ -285,17 +261,22 @@ class FileSink(TileFile):
         # Chunks of a killed run are copied into fresh files, which take the old ones' place once they hold them all.
         new_part = self._part.with_name(self._part.name + ".new")
         new_journal = self._journal_path.with_name(self._journal_path.name + ".new")
-        for leftover in (new_part, new_journal):
+        new_blobs, blobs = blobs_path(new_journal), blobs_path(self._journal_path)
+        for leftover in (new_part, new_journal, new_blobs):
             leftover.unlink(missing_ok=True)
         with self.guarded():
             self._h5 = create_file(new_part, self.layout)
             self._journal = Journal(new_journal)
             self._journal.append({"journal": 1, "settings": self.layout.settings})
             if len(records) > 1 and self._part.exists():
-                self.replay(records[1:], self._part)
+                self.replay(records[1:], self._part, self._journal_path)
             os.replace(new_part, self._part)
             os.replace(new_journal, self._journal_path)
             self._journal.path = self._journal_path
+            if self._blobs is not None:
+                os.replace(new_blobs, blobs)
+            else:
+                blobs.unlink(missing_ok=True)
 
     def _keep_errors(self, errors: NDArray[np.float64] | None) -> None:
         self._errors = added(self._errors, errors)
@@ -308,9 +289,10 @@ class FileSink(TileFile):
             raise StoreError(f"{missing} of {len(tiles)} tiles of {self.path} are missing; run the same command again")
         with self.guarded():
             rows = [self._totals[i] for i in range(len(tiles))]
-            write_tables(self._h5, self.layout, rows, self._crc, correction, self._errors)
+            write_tables(self._h5, self.layout, rows, self._crc, correction, self._errors, self._sums)
             self._publish()
         self._journal_path.unlink(missing_ok=True)
+        blobs_path(self._journal_path).unlink(missing_ok=True)
         self.close()
         return open_density(self.path)
 

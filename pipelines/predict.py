@@ -12,10 +12,12 @@ from gpurho.densityfile import existing_difference, open_density
 from gpurho.errors import OutputExistsError, StoreError
 from gpurho.fields import Correction
 from gpurho.grid import Grid
+from gpurho.memorystore import MemorySink
 from gpurho.pipelines.plan import Plan, plan
 from gpurho.pipelines.settings import Job, settle
 from gpurho.pipelines.tiling import Sink, Timing, run_tiles
-from gpurho.store import FileSink, MemorySink
+from gpurho.shards import refuse_unfinished, remove_shards
+from gpurho.store import FileSink
 from gpurho.structure import Structure
 
 if TYPE_CHECKING:
@@ -56,8 +58,11 @@ def predict(
     atoms : ase.Atoms or Structure
     model : str, path or DensityModel
         "auto" takes the shipped model that knows the species of the structure and the fewest others.
-    devices, client
-        For clusters; this version predicts on one device, and other values raise.
+    devices : int, optional
+        Workers on this machine: one process for each of so many GPUs (Dask-CUDA), or with ``device="cpu"`` so many
+        processes that share the cores. The values are those of one device, bit for bit, on equal processors.
+    client : dask.distributed.Client, optional
+        A running cluster whose workers do the work, instead of `devices`. All need this version of gpurho and see `out`.
     device : str, optional
         "cpu" or "cuda[:n]"; by default the GPU where there is one. A device that is not there is an error.
     spacing : float, angstrom, optional
@@ -75,7 +80,8 @@ def predict(
     out : path, optional
         HDF5 file that the tiles stream to, in bounded memory. A run that was interrupted, in whatever way, goes on
         where it stopped when it is called again, and gives the same file, byte for byte. A finished file of the same
-        settings is opened and returned.
+        settings is opened and returned. With several workers the fields lie in ``<out>.shards`` beside it, which must
+        be moved with it.
     resume : bool
         False starts again and replaces what is at `out`.
     precision : "auto", "bf16" or "fp32"
@@ -122,6 +128,8 @@ def run_job(job: Job, out: str | Path | None = None, *, resume: bool = True, pro
     sink: Sink
     if out is None:
         _check_memory(job)
+        if job.distributed:
+            return _distributed(job, None, resume, progress)
         sink = MemorySink(job.layout())
     else:
         path = Path(out)
@@ -136,15 +144,27 @@ def run_job(job: Job, out: str | Path | None = None, *, resume: bool = True, pro
                 f"{path} exists and was made with {name} {_short(found)}, not {_short(wanted)}; give another output, or"
                 " resume=False (--no-resume) to replace it"
             )
+        if job.distributed:
+            return _distributed(job, path, resume, progress)
+        if resume:
+            refuse_unfinished(path)
         sink = FileSink(path, job.layout(), resume)
     try:
         timing = _run(job, sink, progress)
         correction = Correction.conserving(job.conserve, sink.totals, job.grid.dv, job.electrons)
         density = sink.finish(correction)
+        if out is not None:
+            remove_shards(Path(out))  # of an output that this one replaced
     finally:
         sink.close()
     density.info["timing"] = {**asdict(timing), "points_per_second": timing.points_per_second}
     return density
+
+
+def _distributed(job: Job, path: Path | None, resume: bool, progress: bool) -> Density:
+    from gpurho.pipelines.distributed import run_distributed
+
+    return run_distributed(job, path, resume, progress)
 
 
 def _run(job: Job, sink: Sink, progress: bool) -> Timing:

@@ -40,8 +40,21 @@ LAYERS = [
         "model",
         "data",
     },
-    {"fields", "sections", "peratom", "metrics", "fieldstats"},
-    {"density", "densityfile", "journal", "store", "plotting", "calibrationplot", "atomerrors", "datasets"}
+    {"fields", "sections", "peratom", "metrics", "fieldstats", "keep", "kept", "exactsums", "reductions"},
+    {
+        "density",
+        "densityfile",
+        "journal",
+        "store",
+        "virtual",
+        "shards",
+        "shardsink",
+        "memorystore",
+        "plotting",
+        "calibrationplot",
+        "atomerrors",
+        "datasets",
+    }
     | {"formats", "formats_cube", "formats_vasp", "formats_xsf", "formats_sparc", "_textfields"},
     {"dft", "sampling", "labelstore", "energy", "eos", "trainingset", "training"}
     | {
