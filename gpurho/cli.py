@@ -148,6 +148,13 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
         "--region", type=int, nargs=6, metavar=("I0", "I1", "J0", "J1", "K0", "K1"), help="only this box of grid points"
     )
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
+    parser.add_argument(
+        "--keep",
+        action="append",
+        metavar="WHAT",
+        help="keep this instead of the whole field, and may be given several times: field, coarse:4, slice:z=0.5,"
+        " atoms, histogram, electrons",
+    )
     parser.add_argument("--tile-shape", type=int, nargs=3, metavar=("I", "J", "K"), help="points of a tile (64 64 64)")
 
 
@@ -166,6 +173,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
         "region": None if region is None else (region[0:2], region[2:4], region[4:6]),
         "precision": options.precision,
         "tile_shape": options.tile_shape,
+        "keep": options.keep,
     }
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from gpurho.density import Density
 from gpurho.densityfile import existing_difference, open_density
-from gpurho.errors import OutputExistsError, StoreError
+from gpurho.errors import OutputExistsError, SettingsError, StoreError
 from gpurho.fields import Correction
 from gpurho.grid import Grid
+from gpurho.keep import Keep
 from gpurho.memorystore import MemorySink
 from gpurho.pipelines.plan import Plan, plan
 from gpurho.pipelines.settings import Job, settle
@@ -50,6 +51,7 @@ def predict(
     precision: str = "auto",
     progress: bool = True,
     tile_shape: Sequence[int] | None = None,
+    keep: Keep | str | Sequence[str] | None = None,
 ) -> Density:
     """Predict the electron density of a structure, with error bars, tile by tile.
 
@@ -89,6 +91,13 @@ def predict(
         A progress bar, if standard error is a terminal.
     tile_shape : 3 ints
         Points of a tile; (64, 64, 64) by default. Bits of the result are those of the tile shape.
+    keep : str or list of str, optional
+        What to keep, where the full field has no room; found on the device, exactly as from the full field. "field"
+        (the default); "coarse:4" or "coarse:4x4x2", means over blocks of points (`Density.coarse`; a grid from
+        `spacing` is made fine enough to divide into them); "slice:z=0.5", a plane across cell vector x, y or z
+        (`Density.slice`); "atoms", electrons and sigmas (`Density.per_atom`); "histogram" or "histogram:2.5,250", upper
+        end and bins (`Density.histogram`); "electrons", nothing but the integral with its error bar, which each
+        prediction keeps.
 
     Returns
     -------
@@ -119,6 +128,7 @@ def predict(
         region=region,
         precision=precision,
         tile_shape=tile_shape,
+        keep=keep,
     )
     return run_job(job, out, resume=resume, progress=progress)
 
@@ -162,6 +172,10 @@ def run_job(job: Job, out: str | Path | None = None, *, resume: bool = True, pro
 
 
 def _distributed(job: Job, path: Path | None, resume: bool, progress: bool) -> Density:
+    if not job.keep.field_alone:
+        raise SettingsError(
+            f"keep {job.keep.to_items()} is made by one device; leave out devices and client, or keep the field alone"
+        )
     from gpurho.pipelines.distributed import run_distributed
 
     return run_distributed(job, path, resume, progress)

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from gpurho.densityfile import Layout, Region
 from gpurho.errors import GridError, ModelError, SettingsError, StructureError, UnknownSpeciesError
 from gpurho.fields import NAMES
 from gpurho.grid import Grid
-from gpurho.partition import DEFAULT_TILE, TileSet, make_tiles
+from gpurho.keep import Keep
+from gpurho.partition import TileSet, make_tiles
 from gpurho.structure import Structure, as_structure
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Job:
     """A prediction with everything settled.
 
     `client` is that of a cluster or None; `bins`, where the structure has a part of the atoms of a larger one, is the
-    shape of the whole's bins (`gpurho.descriptors.Environment`).
+    shape of the whole's bins (`gpurho.descriptors.Environment`), and `halo` how far around the tiles, in angstrom, it
+    has all atoms.
     """
 
     structure: Structure
@@ -59,6 +61,8 @@ class Job:
     devices: int = 1
     client: Any = None
     bins: tuple[int, int, int] | None = None
+    keep: Keep = field(default_factory=Keep)
+    halo: float | None = None
 
     @property
     def distributed(self) -> bool:
@@ -96,6 +100,7 @@ class Job:
             "precision": self.precision,
             "device": self.device.split(":")[0],
             "conserve": self.conserve,
+            **({} if self.keep.field_alone else {"keep": self.keep.to_items()}),
             "gpurho version": library_version(),
         }
 
@@ -108,7 +113,9 @@ class Job:
             "model": {"name": self.model_name, "fingerprint": self.model.fingerprint(), "spec": spec.to_dict()},
             "versions": versions(),
         }
-        return Layout(self.grid, self.tiles, self.structure, self.names, self.settings(), provenance, self.region)
+        return Layout(
+            self.grid, self.tiles, self.structure, self.names, self.settings(), provenance, self.region, self.keep
+        )
 
 
 def settle(
@@ -127,6 +134,7 @@ def settle(
     region: Sequence[Sequence[int]] | None = None,
     precision: str = "auto",
     tile_shape: Sequence[int] | None = None,
+    keep: Keep | str | Sequence[str] | None = None,
 ) -> Job:
     """Settle the arguments of `gpurho.predict`, cheapest checks first; see there."""
     patient_threads()
@@ -140,6 +148,9 @@ def settle(
         raise SettingsError(f"conserve {conserve!r} needs the whole grid: a region has no known charge; leave one out")
     if conserve == "uncertainty" and uncertainty is None:
         raise SettingsError("conserve 'uncertainty' needs sigmas; give uncertainty='analytic' or conserve='uniform'")
+    parts = Keep.of(keep)
+    if parts.histogram is not None and conserve == "uncertainty":
+        raise SettingsError("a histogram cannot follow conserve 'uncertainty'; give conserve='uniform' or no histogram")
     structure = as_structure(atoms)
     found, name = _find_model(structure, model)
     if uncertainty == "last-layer":
@@ -152,11 +163,12 @@ def settle(
 
         facts = agreed_facts(client, device, precision)
         where, settled = facts["device"], facts["precision"]
-    mesh = _settle_grid(structure, spacing, grid)
+    mesh = _settle_grid(structure, spacing, grid, parts)
     if conserve is not None and not np.allclose(mesh.cell, structure.cell, rtol=0, atol=1e-6):
         raise SettingsError(f"conserve {conserve!r} needs a grid over the structure's cell; leave out grid or conserve")
-    shape = DEFAULT_TILE if tile_shape is None else tuple(tile_shape)
+    shape = parts.tile_shape() if tile_shape is None else tuple(tile_shape)
     tiles = make_tiles(mesh, shape, region)
+    parts.check(mesh, tiles)
     if shape[0] * shape[1] * shape[2] > MAX_TILE_POINTS:
         raise GridError(f"tile shape {shape} has over {MAX_TILE_POINTS} points; give a smaller one, e.g. (64, 64, 64)")
     structure.check_overlaps(MIN_DISTANCE)
@@ -176,6 +188,7 @@ def settle(
         conserve=conserve,
         devices=1 if devices is None else int(devices),
         client=client,
+        keep=parts,
     )
 
 
@@ -228,7 +241,7 @@ def _resolve_precision(precision: str, device: str) -> str:
     return resolve_precision(precision, torch.device(device))
 
 
-def _settle_grid(structure: Structure, spacing: float | None, grid: Any) -> Grid:
+def _settle_grid(structure: Structure, spacing: float | None, grid: Any, keep: Keep) -> Grid:
     if grid is not None:
         if spacing is not None:
             raise SettingsError(f"spacing {spacing!r} and a grid exclude each other; give one of them")
@@ -241,9 +254,9 @@ def _settle_grid(structure: Structure, spacing: float | None, grid: Any) -> Grid
             f"atom {atom} lies outside of the cell along cell vector {axis}, which has no period, so its density"
             " would be lost; centre the atoms (atoms.center(vacuum=8)) or pass a grid that holds them"
         )
-    return Grid.from_spacing(
-        structure.cell, DEFAULT_SPACING if spacing is None else spacing, pbc=structure.pbc.tolist()
-    )
+    pbc = structure.pbc.tolist()
+    found = Grid.from_spacing(structure.cell, DEFAULT_SPACING if spacing is None else spacing, pbc=pbc)
+    return Grid(keep.fitting(found.shape), structure.cell, pbc=pbc)
 
 
 def _find_model(structure: Structure, model: Any) -> tuple[DensityModel, str]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gpurho.density import Density
 from gpurho.errors import DeviceError
 from gpurho.fields import Correction, Totals
+from gpurho.kept import TileSums, totals_of
 from gpurho.partition import Tile
 from gpurho.pipelines.settings import Job
 from gpurho.store import FinishedTile
@@ -43,6 +44,8 @@ class Sink(Protocol):
         values: list[NDArray[np.float32]],
         counts: dict[str, int],
         errors: NDArray[np.float64] | None = None,
+        totals: Totals | None = None,
+        sums: TileSums | None = None,
     ) -> FinishedTile: ...
     def write(self, finished: FinishedTile) -> None: ...
     def finish(self, correction: Correction) -> Density: ...
@@ -83,11 +86,13 @@ class Background:
         values: list[NDArray[np.float32]],
         counts: dict[str, int],
         errors: NDArray[np.float64] | None = None,
+        totals: Totals | None = None,
+        sums: TileSums | None = None,
     ) -> None:
         """Hand a tile over; waits when too many are in hand."""
         while len(self._pending) >= self._depth or (self._pending and self._pending[0].done()):
             self._pending.popleft().result()
-        encoded = self._encoders.submit(self._sink.encode, tile, values, counts, errors)
+        encoded = self._encoders.submit(self._sink.encode, tile, values, counts, errors, totals, sums)
         self._pending.append(self._writer.submit(self._write, encoded))
 
     def _write(self, encoded: Future[FinishedTile]) -> None:
@@ -130,6 +135,12 @@ class Stages:
         self.evaluator: Evaluator
         self._errors: IntegralErrors | None = None
         self._features: Any
+        self._reducer: Reducer | None = None
+        if not job.keep.field_alone:
+            from gpurho.reductions import Reducer
+
+            self._pieces = job.layout().pieces
+            self._reducer = Reducer(job.keep, self._pieces, job.grid, job.names, self.environment, job.device, job.halo)
         if earlier is not None:
             self.evaluator, self._errors = earlier.evaluator, earlier._errors
             enough = len(earlier._features) >= max_tile_points(job)
@@ -175,6 +186,29 @@ class Stages:
                 chosen = features[self._torch.from_numpy(rows).to(features.device)]
                 values.append(self._errors(chosen)[0] * weight)
         return values, {"n_outside": self.evaluator.n_outside - before}
+
+    def reduced(self, outputs: list[Tensor], tile: Tile) -> tuple[list[Tensor], NDArray[np.int64] | None]:
+        """What is kept of the fields that `network` gave, still on the device; and the atoms that their sums are of."""
+        if self._reducer is None:
+            return outputs, None
+        n = len(self.job.names)
+        with self._torch.inference_mode():
+            results, atoms = self._reducer(tile, outputs[:n])
+        return results + outputs[n:], atoms
+
+    def sorted_out(
+        self, arrays: list[NDArray[Any]], tile: Tile, counts: dict[str, int], atoms: NDArray[np.int64] | None
+    ) -> tuple[Any, ...]:
+        """Results on the host as `Background.submit` takes them after the tile."""
+        if self._reducer is None:
+            n = len(self.job.names)
+            return arrays[:n], counts, arrays[n] if len(arrays) > n else None
+        n = sum(piece.box(tile) is not None for piece in self._pieces)
+        rest = iter(arrays[n:])
+        totals = totals_of(tile.n_points, next(rest), next(rest), counts)
+        bins = next(rest) if self.job.keep.histogram is not None else None
+        sums = TileSums.of(bins, atoms, None if atoms is None else next(rest))
+        return arrays[:n], counts, next(rest, None), totals, sums
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -227,14 +261,12 @@ def run_tiles(
     stages = make_stages(job)
     timing.setup = time.perf_counter() - begin
     background = Background(sink, encoder_threads(job))
-    waiting: tuple[Tile, Callable[[], list[NDArray[Any]]], dict[str, int]] | None = None
+    waiting: tuple[Tile, Callable[[], list[NDArray[Any]]], dict[str, int], NDArray[np.int64] | None] | None = None
 
     def hand_over() -> None:
         if waiting is not None:
-            tile, fetched, counts = waiting
-            arrays = fetched()
-            n = len(job.names)
-            background.submit(tile, arrays[:n], counts, arrays[n] if len(arrays) > n else None)
+            tile, fetched, counts, near = waiting
+            background.submit(tile, *stages.sorted_out(fetched(), tile, counts, near))
             tick(tile.n_points)
             timing.n_points += tile.n_points
 
@@ -246,11 +278,12 @@ def run_tiles(
             features, counts = stages.features(tile)
             middle = time.perf_counter()
             outputs, outside = stages.network(features, tile)
-            values = stages.fetch(outputs)
+            results, atoms = stages.reduced(outputs, tile)
+            values = stages.fetch(results)
             end = time.perf_counter()
             # The tile before this one comes down while the device works on this one.
             hand_over()
-            waiting = (tile, values, counts | outside)
+            waiting = (tile, values, counts | outside, atoms)
             timing.features += middle - start
             timing.network += end - middle
             timing.wait += time.perf_counter() - end
