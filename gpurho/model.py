@@ -51,7 +51,8 @@ class DensityModel:
         if "baseline" in shapes and bool(tensors["baseline"][spec.n_two_body :].any()):
             raise ModelError(f"tensor baseline has values beyond the {spec.n_two_body} columns of two-body sums")
         self.spec = spec
-        self.tensors = {name: tensors[name].detach().cpu().contiguous() for name in shapes}
+        # In memory of their own, aligned: products of a few rows may round differently where a file's bytes lie askew.
+        self.tensors = {name: tensors[name].detach().cpu().contiguous().clone() for name in shapes}
 
     # --- parts -------------------------------------------------------------------------------------------------
 
