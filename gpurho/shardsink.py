@@ -1,0 +1,140 @@
+"""Where a worker's tiles go: the shard of one run of tiles; see `gpurho.shards`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpurho.densityfile import COLUMNS, Layout
+from gpurho.errors import StoreError
+from gpurho.journal import Journal, blobs_path, read_journal
+from gpurho.partition import Triple
+from gpurho.store import TileFile
+from gpurho.virtual import SHARD_FORMAT, settings_digest
+
+SHARD_VERSION = 1
+
+
+class ShardSink(TileFile):
+    """Writes the tiles of one run; takes those of earlier attempts over.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+        Of the run.
+    layout : Layout
+        Of the run alone: its tiles, and as structure whatever atoms the worker has.
+    attempt : str
+        A name that no other attempt has.
+    """
+
+    def __init__(self, folder: Path, name: str, layout: Layout, attempt: str) -> None:
+        stem = f"{name}.{attempt}"
+        super().__init__(folder / f"{name}.h5", folder / f"{stem}.part", folder / f"{stem}.journal", layout)
+        self._rows: dict[int, NDArray[np.float64] | None] = {}
+        earlier = sorted(folder.glob(f"{name}.*.journal"))
+        self.replayed = 0
+        try:
+            with self.guarded():
+                self._h5 = _create_shard(self._part, layout, self.origin)
+                self._journal = Journal(self._journal_path)
+                self._journal.append({"journal": 1, "digest": settings_digest(layout.settings)})
+                self._adopt(earlier)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def origin(self) -> tuple[int, ...]:
+        """Grid point of the first element of the shard's fields: where the first chunk begins."""
+        return shard_origin(self.layout)
+
+    def _adopt(self, earlier: list[Path]) -> None:
+        """Take tiles over from the attempt that got farthest, and remove what is left of all of them."""
+        digest = settings_digest(self.layout.settings)
+        best: tuple[list[dict[str, Any]], Path, Path] | None = None
+        for path in earlier:
+            records = read_journal(path)
+            part = path.with_suffix(".part")
+            if len(records) > 1 and records[0].get("digest") == digest and part.exists():
+                best = max(best or ([], part, path), (records[1:], part, path), key=lambda item: len(item[0]))
+        if best is not None:
+            self.replay(*best)
+            self.replayed = len(self.done)
+            assert self._journal is not None  # opened before
+            os.fsync(self._h5.id.get_vfd_handle())
+            self._journal.sync()
+        for path in earlier:
+            path.unlink(missing_ok=True)
+            for file in (path.with_suffix(".part"), blobs_path(path)):
+                file.unlink(missing_ok=True)
+
+    def _keep_errors(self, errors: NDArray[np.float64] | None) -> None:
+        self._rows[len(self._rows)] = errors
+
+    def finish(self) -> None:
+        """Write the tables and give the shard its name."""
+        tiles = self.layout.tiles
+        if len(self._totals) != len(tiles):
+            raise StoreError(f"{len(tiles) - len(self._totals)} of {len(tiles)} tiles of {self.path} are missing")
+        with self.guarded():
+            group = self._h5.create_group("tiles")
+            tables: dict[str, NDArray[Any]] = {
+                "crc32": np.array([self._crc[i] for i in range(len(tiles))], dtype=np.uint32),
+                "sums": np.array(
+                    [[getattr(self._totals[i], name) for name in COLUMNS] for i in range(len(tiles))], dtype=np.float64
+                ),
+            }
+            rows = [self._rows[i] for i in range(len(tiles))]
+            if rows[0] is not None:
+                tables["errors"] = np.array(rows, dtype=np.float64)
+            for name, table in tables.items():
+                group.create_dataset(name, data=table, track_times=False)
+            self._publish()
+        self._journal_path.unlink(missing_ok=True)
+        self.close()
+
+
+def shard_origin(layout: Layout) -> Triple:
+    """Grid point of the first element of the fields of a run's shard."""
+    a, b, c = (s // n * n for s, n in zip(layout.tiles.start, layout.chunk, strict=True))
+    return (a, b, c)
+
+
+def shard_shape(layout: Layout) -> Triple:
+    """Shape of the fields of a run's shard: whole chunks."""
+    origin = shard_origin(layout)
+    a, b, c = (-(-(e - o) // n) * n for e, o, n in zip(layout.tiles.stop, origin, layout.chunk, strict=True))
+    return (a, b, c)
+
+
+def _create_shard(path: Path, layout: Layout, origin: Sequence[int]) -> Any:
+    """A new shard with everything but the tiles; the same bytes for the same run."""
+    import h5py
+
+    h5 = h5py.File(path, "w", libver=("v110", "v110"))
+    h5.attrs["format"] = SHARD_FORMAT
+    h5.attrs["format_version"] = SHARD_VERSION
+    h5.attrs["digest"] = settings_digest(layout.settings)
+    for name, value in (("start", layout.tiles.start), ("stop", layout.tiles.stop), ("origin", origin)):
+        h5.attrs[name] = np.asarray(value, dtype=np.int64)
+    for name in layout.names:
+        dataset = h5.create_dataset(
+            name,
+            shard_shape(layout),
+            dtype="<f4",
+            chunks=layout.chunk,
+            shuffle=True,
+            compression="gzip",
+            compression_opts=1,
+            fillvalue=np.nan,
+            track_times=False,
+        )
+        dataset.attrs["unit"] = "e/angstrom^3"
+    return h5
