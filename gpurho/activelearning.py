@@ -29,6 +29,15 @@ ENVIRONMENT_CUTOFF = 5.0
 ORDINARY = 500
 """Atoms of a structure whose median says what is ordinary in it."""
 
+APART = 1e3
+"""Distance of atoms of two species: they are never alike, however alike their neighbours."""
+
+SAMPLED = 2000
+"""Known atoms whose distances from each other are looked at to tell which are odd."""
+
+ODD = 0.95
+"""Share of the known atoms that are not."""
+
 FEW = 1e-6
 """Spread of a descriptor below which it is taken for constant."""
 
@@ -157,62 +166,66 @@ class Environments:
         )
 
     def of(self, structure: Structure, atoms: NDArray[np.int64] | None = None) -> Floats:
-        """Raw descriptors at the atoms, (n, F + n_species); the last columns name the atom's own species."""
+        """Raw descriptors at the atoms, (n, F + n_species); the last columns are 0, and `APART` for its own species."""
         index = np.arange(len(structure)) if atoms is None else atoms
         values = Environment(structure, self.spec).point_features(structure.positions[index]).values
         own = np.eye(len(self.spec.species))[self.spec.species_index(structure)[index]]
-        # Atoms of two species are never alike, however alike their neighbours.
-        return np.hstack([values.astype(np.float64), 1e3 * own])
+        return np.hstack([values.astype(np.float64), APART * own])
 
 
 class Coverage:
     """Which surroundings are known.
 
     Distances are root mean squares over the descriptors, each in units of its standard deviation over the known
-    atoms.
+    atoms. What is near depends on where: hot atoms lie far from each other and cold ones close together, so a distance
+    is measured by that of the known atom there from others.
 
     Parameters
     ----------
     groups : sequence of (n, F) arrays
         Descriptors of known atoms (`Environments.of`), one array for each structure.
-    quantile : float
-        `resolution` is this quantile of the distances of known atoms to the nearest of other structures: how closely
-        the data covers what it covers.
     """
 
-    def __init__(self, groups: Sequence[Floats], quantile: float = 0.5) -> None:
+    def __init__(self, groups: Sequence[Floats]) -> None:
+        from scipy.spatial import cKDTree
+
         if not groups or not sum(map(len, groups)):
             raise SettingsError("no known surroundings to compare with; give at least one structure")
         values = np.concatenate(groups)
         self.mean, spread = values.mean(0), values.std(0)
         self.scale = np.where(spread > FEW * np.maximum(1.0, np.abs(self.mean)), spread, 1.0) * np.sqrt(values.shape[1])
-        # Own species must stay apart, however even their shares.
-        self.scale[np.abs(self.mean) >= 1.0] = 1.0
-        self._groups = [self.scaled(group) for group in groups]
-        self.resolution = self._resolution(quantile)
+        self.scale[np.isin(values, (0.0, APART)).all(axis=0)] = 1.0
+        self._owner = np.repeat(np.arange(len(groups)), [len(g) for g in groups])
+        self._nearest_others = 2 if len(groups) == 1 else 1 + max(len(g) for g in groups)
+        self._tree = cKDTree(self.scaled(values))
+        chosen = np.random.default_rng(0).permutation(len(values))[:SAMPLED]
+        # An odd one out among the known must not stand for all that is odd.
+        self._limit = float(np.quantile(self._apart(chosen), ODD))
 
     def scaled(self, values: Floats) -> Floats:
         """Raw descriptors in the units of the distances."""
         return (values - self.mean) / self.scale
 
-    def _resolution(self, quantile: float) -> float:
-        from scipy.spatial import cKDTree
+    def novelty(self, values: Floats) -> Floats:
+        """Distance of each of `values` (raw descriptors) to the nearest known atom, in units of that atom's own.
 
-        owner = np.repeat(np.arange(len(self._groups)), [len(g) for g in self._groups])
-        tree = cKDTree(np.concatenate(self._groups))
-        chosen = np.random.default_rng(0).permutation(len(owner))[:2000]
-        points = tree.data[chosen]
-        k = min(len(owner), 1 + max(len(g) for g in self._groups))
-        distances, near = tree.query(points, k=k)
-        other = owner[near] != owner[chosen][:, None] if len(self._groups) > 1 else np.arange(k) > 0
-        distances = np.where(other, distances, np.inf).min(axis=1)
-        return float(np.quantile(distances, quantile))
+        Its own is that to the nearest known atom of another structure; from 1 on surroundings are new.
+        """
+        distance, nearest = self._tree.query(self.scaled(values))
+        unique, inverse = np.unique(nearest, return_inverse=True)
+        own = np.minimum(self._apart(unique), self._limit)
+        return np.asarray(distance / np.maximum(own, FEW)[inverse])
 
-    def distance(self, values: Floats) -> Floats:
-        """Of each of `values` (raw descriptors) to the nearest known atom."""
-        from scipy.spatial import cKDTree
-
-        return np.asarray(cKDTree(np.concatenate(self._groups)).query(self.scaled(values))[0])
+    def _apart(self, index: NDArray[np.int64]) -> Floats:
+        """Distance of known atoms to the nearest of another structure, or of any other where there is but one."""
+        k = min(len(self._owner), self._nearest_others)
+        if k < 2:
+            return np.zeros(len(index))
+        distance, near = self._tree.query(self._tree.data[index], k=k)
+        if self._nearest_others == 2:
+            return np.asarray(distance[:, 1])
+        other = self._owner[near] != self._owner[index][:, None]
+        return np.asarray(np.where(other, distance, np.inf).min(axis=1))
 
 
 class Peculiarity:

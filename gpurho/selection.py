@@ -66,9 +66,9 @@ class SearchSettings:
                 raise SettingsError(f"{name} {value!r} is not a share of the error; give more than 0 and less than 1")
         if self.stop not in STOPS:
             raise SettingsError(f"stop {self.stop!r} is not known; give one of {', '.join(STOPS)}")
-        for name in ("distance_step", "max_distances", "angle_step", "max_angle_atoms"):
-            if not getattr(self, name) >= 1:
-                raise SettingsError(f"{name} {getattr(self, name)!r} is not a whole number from 1 up")
+        for name in ("distance_step", "angle_step", "max_angle_atoms"):
+            self._check_whole(name, 1)
+        self._check_whole("max_distances", self.distance_step)
         neighbors = tuple(self.neighbors)
         if not neighbors or any(int(k) != k or k < 1 for k in neighbors) or len(set(neighbors)) != len(neighbors):
             raise SettingsError(f"neighbors {list(neighbors)} are not different whole numbers from 1 up")
@@ -79,6 +79,11 @@ class SearchSettings:
             if unknown or any(not v > 0 for v in given.values()):
                 raise SettingsError(f"{name} {given!r} does not fit; give positive values of {', '.join(default)}")
             object.__setattr__(self, name, {**default, **given})
+
+    def _check_whole(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise SettingsError(f"{name} {value!r} is not a whole number from {least} up")
 
 
 SMOOTH_START: Sizes = {"cutoff": 4.0, "n_basis": 3, "l_max": 2, "n_radial": 12}

@@ -20,7 +20,8 @@ from gpurho.errors import SettingsError, StoreError
 from gpurho.journal import Lock
 from gpurho.model import DensityModel, write_atomic
 from gpurho.partition import Tile
-from gpurho.selection import SEARCHES, SearchSettings, Sizes
+from gpurho.pipelines.train import LEARN, learn_channels
+from gpurho.selection import SEARCHES, SMOOTH_START, SearchSettings, Sizes
 from gpurho.training import Trainer, TrainingSettings, torch_threads
 from gpurho.trainingset import Split, split_all
 from gpurho.units import PER_ANGSTROM3
@@ -68,7 +69,8 @@ class Candidate:
     spread : float, e/angstrom^3
         Standard deviation over the repeats; 0 for one.
     feature_seconds, network_seconds : float
-        Per grid point, of the descriptors and of the network, on this machine.
+        Per grid point, of the descriptors and of the network, on this machine; on a CPU, those of all its cores
+        together, which do not depend on what else runs there.
     train_seconds : float
         Of all repeats.
     """
@@ -116,7 +118,7 @@ class SelectionResult:
         names = list(self.choice.sizes)
         width = max(len(c.series) for c in self.candidates)
         head = f"{'':2}{'series':{width}}  " + "  ".join(names)
-        lines = [f"{head}  features  RMSE e/A^3  e/Bohr^3   descriptors + network, us per point   training s"]
+        lines = [f"{head}  features  RMSE e/A^3  e/Bohr^3   descriptors + network, core us per point   training s"]
         for c in self.candidates:
             sizes = "  ".join(f"{c.sizes[n]:>{len(n)}g}" for n in names)
             spread = f" +- {c.spread:.1e}" if c.spread else ""
@@ -129,7 +131,7 @@ class SelectionResult:
         return "\n".join([*lines, f"choice: {words}"])
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Error against the number of descriptors (preprint, Fig. 10) and against the cost of a point."""
+        """Error against the number of descriptors (Fig. 15 of the paper) and against the cost of a point."""
         return plot_selection(self, path)
 
 
@@ -144,6 +146,7 @@ def select(
     validation: Sequence[Any] | None = None,
     test_fraction: float = 0.25,
     validation_fraction: float = 0.1,
+    contraction: str | None = LEARN,
     threads: int | None = None,
     device: str = "cpu",
     plot: bool = True,
@@ -169,6 +172,9 @@ def select(
         Trainings of each candidate, with seeds that follow the one in `settings`; the mean error counts.
     test, validation, test_fraction, validation_fraction
         The split, as in `gpurho.pipelines.train.train`.
+    contraction : "learn" or None
+        Radial channels of the smooth family: learned for each candidate, as ``gpurho train`` does, or the first
+        `n_basis` Chebyshev functions, which takes less time.
     threads : int, optional
         Torch threads while training.
     device : str
@@ -197,12 +203,10 @@ def select(
     if repeats < 1:
         raise SettingsError(f"repeats {repeats!r} is not a whole number from 1 up")
     found = search or SearchSettings()
-    own = (
-        ("n_distances", "n_angle_atoms", "n_angle_neighbors")
-        if family == "scalar-product"
-        else tuple(found.start or ())
-    )
-    known = {f.name for f in fields(TrainingSettings)} - {"family", *own}
+    if contraction not in (LEARN, None):
+        raise SettingsError(f"contraction {contraction!r} fits no series of sizes; give {LEARN!r} or None")
+    searched = set(SMOOTH_START) if family == "smooth" else {"n_distances", "n_angle_atoms", "n_angle_neighbors"}
+    known = {f.name for f in fields(TrainingSettings)} - searched - {"family"}
     wrong = sorted(set(settings) - known)
     if wrong:
         raise SettingsError(f"settings {wrong} are the search's or not known; it takes {', '.join(sorted(known))}")
@@ -214,7 +218,8 @@ def select(
     splits = split_all(data, test, validation, test_fraction, validation_fraction)
     lock = Lock(path.with_name(f".{path.name}.lock"), path)
     try:
-        bench = _Bench(path, data, splits, base, repeats, device, progress)
+        learn = contraction == LEARN and family == "smooth"
+        bench = _Bench(path, data, splits, base, repeats, device, learn, progress)
         with torch_threads(threads):
             sizes = SEARCHES[family](bench.measure, found)
         choice = next(c for c in bench.tried.values() if c.sizes == sizes)
@@ -237,10 +242,11 @@ class _Bench:
         base: TrainingSettings,
         repeats: int,
         device: str,
+        learn: bool,
         progress: bool,
     ) -> None:
         self.path, self.data, self.splits, self.base = path, data, splits, base
-        self.repeats, self.device, self.progress = repeats, device, progress
+        self.repeats, self.device, self.learn, self.progress = repeats, device, learn, progress
         self.where = [[d.fingerprint(), asdict(s)] for d, s in zip(data, splits, strict=True)]
         self.known = _read_record(path)
         self.tried: dict[str, Candidate] = {}
@@ -249,13 +255,20 @@ class _Bench:
         """Error of descriptors: from the record, or by training."""
         settings = replace(self.base, **sizes)
         identity = {"settings": asdict(settings), "data": self.where, "repeats": self.repeats, "device": self.device}
+        if self.learn:
+            identity["contraction"] = LEARN
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
         if key in self.tried:
             return self.tried[key].rmse
         if key not in self.known:
-            self.known[key] = asdict(self._train(series, settings, sizes, key))
+            files = self.path.with_name(f".{self.path.stem}.{key}")
+            self.known[key] = asdict(self._train(series, settings, sizes, files))
             record = {"format": FORMAT, "format_version": 1, "candidates": self.known}
             write_atomic(self.path, json.dumps(record, indent=1).encode())
+            # Checkpoints stay until the record has their results, so that nothing is trained twice.
+            for file in self.path.parent.iterdir():
+                if file.name.startswith(f"{files.name}."):
+                    file.unlink()
         candidate = Candidate(**{**self.known[key], "series": series})
         self.tried[key] = candidate
         if self.progress:
@@ -263,23 +276,21 @@ class _Bench:
             print(f"{series}: {words}: RMSE {candidate.rmse:.3e} e/A^3 ({candidate.train_seconds:.0f} s)", flush=True)
         return candidate.rmse
 
-    def _train(self, series: str, settings: TrainingSettings, sizes: Sizes, key: str) -> Candidate:
+    def _train(self, series: str, settings: TrainingSettings, sizes: Sizes, files: Path) -> Candidate:
         started = time.perf_counter()
         errors = []
         for i in range(self.repeats):
-            checkpoint = self.path.with_name(f".{self.path.stem}.{key}.{i}.checkpoint")
             seeded = replace(settings, seed=settings.seed + i)
+            if self.learn and seeded.n_basis * seeded.l_max:
+                kept = files.with_name(f"{files.name}.{i}.channels.json")
+                seeded = replace(seeded, contraction=learn_channels(self.data, self.splits, seeded, kept))
+            checkpoint = files.with_name(f"{files.name}.{i}.checkpoint")
             trainer = Trainer(self.data, self.splits, seeded, checkpoint, device=self.device)
             model = trainer.run()
             errors.append(trainer.validate()[0])
-            # The checkpoint stays until all repeats are in the record, so that none is trained twice.
+            trainer.data.remove_scratch()
         seconds = time.perf_counter() - started
         costs = self._costs(model, trainer.descriptor)
-        for i in range(self.repeats):
-            checkpoint = self.path.with_name(f".{self.path.stem}.{key}.{i}.checkpoint")
-            for file in (checkpoint, checkpoint.with_suffix(".csv")):
-                file.unlink(missing_ok=True)
-        trainer.clean()
         n = trainer.descriptor.n_features
         return Candidate(series, sizes, n, float(np.mean(errors)), float(np.std(errors)), *costs, seconds)
 
@@ -293,17 +304,18 @@ class _Bench:
         tile = Tile(0, (0, 0, 0), (n[0], n[1], n[2]))
         environment = Environment(snapshot.structure, descriptor, self.device)
         evaluate = model.evaluator(self.device)
+        clock = time.perf_counter if self.device.startswith("cuda") else time.process_time
         best = [np.inf, np.inf]
         for _ in range(1 + TIMED_RUNS):  # the first compiles and warms up
-            start = time.perf_counter()
+            start = clock()
             values = environment.tile_features(snapshot.grid, tile).values
             features = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
             if features.is_cuda:
                 torch.cuda.synchronize(features.device)
-            middle = time.perf_counter()
+            middle = clock()
             mean, _, _ = evaluate(features)
             float(mean[0])  # waits for a GPU
-            best = [min(best[0], middle - start), min(best[1], time.perf_counter() - middle)]
+            best = [min(best[0], middle - start), min(best[1], clock() - middle)]
         return best[0] / tile.n_points, best[1] / tile.n_points
 
 
@@ -331,11 +343,11 @@ def plot_selection(result: SelectionResult, path: str | os.PathLike[str] | None 
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     markers = "osD^vP*X"
+    line = "-" if result.family == "scalar-product" else ""
     for i, name in enumerate(dict.fromkeys(c.series for c in result.candidates)):
         members = [c for c in result.candidates if c.series == name]
         y = [1e3 * c.rmse for c in members]
         label = {"distances": "distances (set I)"}.get(name, f"angles, {name}" if name.startswith("k =") else name)
-        line = "-" if result.family == "scalar-product" else ""
         for axes, x in ((left, [c.n_features for c in members]), (right, [1e6 * c.seconds_per_point for c in members])):
             axes.errorbar(
                 x,
@@ -348,6 +360,10 @@ def plot_selection(result: SelectionResult, path: str | os.PathLike[str] | None 
                 capsize=3,
                 label=label,
             )
+    if not line:
+        # One size at a time grows, and not all that is tried is taken: in the order of the search.
+        order = [(c.n_features, 1e3 * c.rmse) for c in result.candidates]
+        left.plot(*zip(*order, strict=True), color="0.7", linewidth=0.8, zorder=0)
     choice = result.choice
     for axes, place in ((left, float(choice.n_features)), (right, 1e6 * choice.seconds_per_point)):
         axes.plot(
@@ -356,7 +372,7 @@ def plot_selection(result: SelectionResult, path: str | os.PathLike[str] | None 
         axes.grid(alpha=0.3)
     words = ", ".join(f"{k} {v:g}" for k, v in choice.sizes.items())
     left.set(xlabel="number of descriptors", ylabel="RMSE on validation snapshots, $10^{-3}$ e/Å$^3$")
-    right.set(xlabel="descriptors and network, µs per grid point")
+    right.set(xlabel="descriptors and network, core µs per grid point")
     left.legend(fontsize="small")
     figure.suptitle(f"{result.family}: {words}", fontsize="medium")
     if path is not None:

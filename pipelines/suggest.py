@@ -72,8 +72,7 @@ class Suggestion:
     region : (n,) int array
         Its atoms that stand out.
     novelty : float
-        Median distance of their surroundings from those known, in units of the resolution of what is known; from 1 on
-        they are new.
+        Median over them of how new their surroundings are (`gpurho.activelearning.Coverage`); from 1 on they are.
     cut : Cut
         How the cell was made, and how well its faces match.
     reason : str
@@ -200,6 +199,8 @@ def suggest(
     target = None if out is None else Path(out)
     if target is not None:
         _check_folder(target, overwrite)
+    elif inputs:
+        raise SettingsError(f"inputs of {', '.join(inputs)} need a folder; give out (--out FOLDER)")
     found = _Model(model, uncertainty, spacing, device, progress)
     scans = [scan for item in items for scan in found.scans(item, target)]
     sources = [] if training is None else [training] if isinstance(training, Dataset | str | os.PathLike) else training
@@ -224,8 +225,8 @@ def suggest(
     asked: list[NDArray[np.float64]] = []
     peculiarities: dict[int, Peculiarity] = {}
     for scan, region in regions[: LOOKED_AT * count]:
-        distance = float(np.median(coverage.distance(space.of(scan.structure, region.atoms))))
-        if distance <= coverage.resolution:
+        novelty = float(np.median(coverage.novelty(space.of(scan.structure, region.atoms))))
+        if novelty <= 1.0:
             continue
         if id(scan) not in peculiarities:
             peculiarities[id(scan)] = Peculiarity(scan.structure, space, coverage)
@@ -234,7 +235,6 @@ def suggest(
             continue
         asked.append(peculiar)
         cut = cut_cell(scan.structure, region.position, max_atoms, min_distance)
-        novelty = distance / coverage.resolution
         chosen.append(_suggestion(scan, region, cut, novelty, middle, bool(known)))
         if len(chosen) == count:
             break
