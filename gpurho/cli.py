@@ -77,6 +77,8 @@ def _build_parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="electron density of a structure, with error bars")
     _job_arguments(predict)
     predict.add_argument("--out", type=Path, metavar="FILE", help="stream to this HDF5 file; resumable")
+    predict.add_argument("--scheduler", metavar="ADDRESS", help="work on the Dask cluster with this scheduler")
+    predict.add_argument("--scheduler-file", type=Path, metavar="FILE", help="the same, by the file that it wrote")
     predict.add_argument("--no-resume", action="store_true", help="start again and replace what is at --out")
     predict.add_argument("--plot", type=Path, metavar="FILE", help="write a picture of a slice with its errors")
     predict.add_argument(
@@ -137,7 +139,7 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("structure", type=Path, help="any file that ASE reads: xyz, cif, POSCAR, ...")
     parser.add_argument("--model", default="auto", help="name of a shipped model, or a file (default: by species)")
     parser.add_argument("--device", help="cpu or cuda[:n] (default: the GPU where there is one)")
-    parser.add_argument("--devices", type=int, metavar="N", help="number of devices; this version takes one")
+    parser.add_argument("--devices", type=int, metavar="N", help="so many GPUs, or with --device cpu processes")
     parser.add_argument("--spacing", type=float, metavar="ANGSTROM", help="largest step of the grid")
     parser.add_argument("--grid", type=int, nargs=3, metavar=("NX", "NY", "NZ"), help="shape of the grid instead")
     parser.add_argument("--uncertainty", default="analytic", choices=("analytic", "last-layer", "sampled", "none"))
@@ -196,16 +198,28 @@ def read_structure(path: Path) -> Any:
 
 def _predict(options: argparse.Namespace) -> None:
     from gpurho.formats import kind_of
-    from gpurho.pipelines.predict import run_job
-    from gpurho.pipelines.settings import settle
-    from gpurho.pipelines.summary import summarize, summary_text
     from gpurho.plotting import check_picture_name
 
     for path in options.write:
         kind_of(path)
     if options.plot is not None:
         check_picture_name(options.plot)
-    job = settle(read_structure(options.structure), **_settings(options))
+    atoms, settings = read_structure(options.structure), _settings(options)
+    if options.scheduler is None and options.scheduler_file is None:
+        _predict_with(options, atoms, settings)
+        return
+    from gpurho.pipelines.cluster import connect
+
+    with connect(options.scheduler, options.scheduler_file) as client:
+        _predict_with(options, atoms, settings | {"client": client})
+
+
+def _predict_with(options: argparse.Namespace, atoms: Any, settings: dict[str, Any]) -> None:
+    from gpurho.pipelines.predict import run_job
+    from gpurho.pipelines.settings import settle
+    from gpurho.pipelines.summary import summarize, summary_text
+
+    job = settle(atoms, **settings)
     with run_job(job, options.out, resume=not options.no_resume, progress=not options.quiet) as density:
         summary = summarize(job, density, options.out)
         print(json.dumps(summary) if options.json else summary_text(summary))

@@ -36,7 +36,7 @@ def local_options(devices: int, device: str) -> dict[str, Any]:
         "dashboard_address": f"{LOOPBACK}:0",
         "scheduler_kwargs": {"dashboard": False},
         "memory_limit": None,
-        "silence_logs": logging.ERROR,
+        "silence_logs": logging.CRITICAL,
     }
     if device.startswith("cuda"):
         return options | {"device_memory_limit": None, "protocol": "tcp"}

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpurho.density import Density
 from gpurho.errors import GpurhoError, SettingsError, StoreError
 from gpurho.fields import Correction
 from gpurho.kernels.celllist import AtomBins, atoms_around, bin_atoms
+from gpurho.partition import TileSet
 from gpurho.pipelines.cluster import local_client
 from gpurho.pipelines.settings import Job, versions
 from gpurho.pipelines.shardwork import Task, work
@@ -163,7 +165,7 @@ class _Work:
     def _write_atoms(self, task: Task) -> None:
         """The atoms that the points of a run see, into a file that its worker reads."""
         structure = self.job.structure
-        owners = atoms_of_box(self._bins, self.job, task)
+        owners = atoms_of_box(self._bins, self.job, task.tiles)
         new = task.atoms.with_suffix(".tmp")
         try:
             with open(new, "wb") as file:
@@ -229,11 +231,11 @@ class _Work:
         self._futures.clear()
 
 
-def atoms_of_box(bins: AtomBins, job: Job, task: Task) -> np.ndarray:
+def atoms_of_box(bins: AtomBins, job: Job, tiles: TileSet) -> NDArray[np.int64]:
     """Numbers of the atoms, ascending, that can matter to the points of a run; one at least."""
-    low, high = np.array(task.tiles.start, float), np.array(task.tiles.stop, float) - 1.0
+    low, high = np.array(tiles.start, float), np.array(tiles.stop, float) - 1.0
     ends = np.array([[(low, high)[c >> d & 1][d] for d in range(3)] for c in range(8)])
     corners = job.grid.origin + ends @ job.grid.steps
     _, owners = atoms_around(bins, corners, job.model.spec.descriptor.reach)
     # A structure has an atom, even where nothing is near.
-    return np.unique(owners) if len(owners) else np.zeros(1, dtype=np.int64)
+    return np.unique(owners).astype(np.int64) if len(owners) else np.zeros(1, dtype=np.int64)

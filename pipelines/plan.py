@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpurho.errors import SettingsError
 from gpurho.partition import Tile
 from gpurho.pipelines.settings import Job, settle
 from gpurho.pipelines.tiling import QUEUE, Stages, encoder_threads, max_tile_points
@@ -90,6 +91,8 @@ def plan(atoms: Atoms | Structure, model: str | Path | DensityModel = "auto", **
     """
     for name in ("out", "resume", "progress"):
         settings.pop(name, None)
+    if settings.get("client") is not None:
+        raise SettingsError("a plan is measured on this machine; leave out client and give devices=n for n equal GPUs")
     return plan_job(settle(atoms, model, **settings))
 
 
@@ -98,6 +101,8 @@ def plan_job(job: Job) -> Plan:
     n = job.tiles.n_points
     feature_rate, network_rate = _probe(job)
     feature_seconds, network_seconds = n / feature_rate, n / network_rate
+    if job.device.startswith("cuda"):  # processes share the cores of a CPU, which one uses already
+        feature_seconds, network_seconds = feature_seconds / job.devices, network_seconds / job.devices
     seconds = feature_seconds + network_seconds
     tile = max_tile_points(job)
     host_features = 0 if job.device.startswith("cuda") else 4 * job.model.spec.descriptor.n_features

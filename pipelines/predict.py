@@ -64,7 +64,8 @@ def predict(
         Workers on this machine: one process for each of so many GPUs (Dask-CUDA), or with ``device="cpu"`` so many
         processes that share the cores. The values are those of one device, bit for bit, on equal processors.
     client : dask.distributed.Client, optional
-        A running cluster whose workers do the work, instead of `devices`. All need this version of gpurho and see `out`.
+        A running cluster whose workers do the work, instead of `devices`. All need this version of gpurho, and have to
+        see `out`.
     device : str, optional
         "cpu" or "cuda[:n]"; by default the GPU where there is one. A device that is not there is an error.
     spacing : float, angstrom, optional

@@ -8,6 +8,7 @@ from typing import Any
 from gpurho.density import Density
 from gpurho.pipelines.plan import human_seconds
 from gpurho.pipelines.settings import Job
+from gpurho.shards import folder_bytes
 
 
 def summarize(job: Job, density: Density, out: Path | None = None) -> dict[str, Any]:
@@ -39,7 +40,7 @@ def summarize(job: Job, density: Density, out: Path | None = None) -> dict[str, 
         "n_tied": totals.n_tied,
         "n_outside": totals.n_outside,
         "out": None if out is None else str(out),
-        "out_bytes": None if out is None else out.stat().st_size,
+        "out_bytes": None if out is None else folder_bytes(out),
         "timing": timing,
     }
 

@@ -191,7 +191,7 @@ def test_names_of_outputs_are_checked_before_the_work(files, tmp_path, capsys):
 
 
 def test_settings_are_refused_in_one_line(files, capsys):
-    assert "devices=4" in failure(capsys, arguments(files, "--devices", "4"))
+    assert "devices 0" in failure(capsys, arguments(files, "--devices", "0"))
     assert "exclude" in failure(capsys, arguments(files, "--spacing", "0.2"))
     assert "samples 1" in failure(capsys, arguments(files, "--uncertainty", "sampled", "--samples", "1"))
     assert "name does not say" in failure(capsys, ["convert", str(files / "al.xyz"), "x.cube"])
