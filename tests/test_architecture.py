@@ -24,7 +24,7 @@ LAYERS = [
     {"errors", "units"},
     {"kernels"},
     {"structure"},
-    {"builders", "defects", "_fcc", "grid", "partition"},
+    {"builders", "defects", "_fcc", "grid", "partition", "sources"},
     {"neighbors", "_neighbor_providers", "descriptors"},
     {
         "domain",
