@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +24,7 @@ from gpurho.kernels.lattice import transformed
 from gpurho.partition import Tile
 from gpurho.structure import Structure, cell_heights
 
-CHUNK = 100_000
+CHUNK = 50_000
 """Atoms that are in memory while a file is read."""
 
 BIN_WIDTH = 16.0
@@ -124,7 +125,7 @@ class StructureSource:
         shape = np.clip((heights / BIN_WIDTH).astype(np.int64), 1, None)
         while int(shape.prod()) > MAX_BINS:
             shape = np.maximum(1, shape // 2)
-        inverse = np.linalg.inv(header.cell)
+        inverse = np.asarray(np.linalg.inv(header.cell), dtype=np.float64)
         inside = None if folder is None else str(folder)
         counts = np.zeros(int(shape.prod()), np.int64)
         species = np.zeros(119, np.int64)
@@ -345,28 +346,29 @@ def dump_chunks(
     if unknown:
         raise FormatError(f"elements {list(elements)} name {unknown[0]!r}, no chemical symbol; give e.g. ['Si', 'Ge']")
     table = np.array([0, *(atomic_numbers[symbol] for symbol in elements)])
-    axes = [names[kind.replace("x", axis)] for axis in "xyz"]
+    used = [*(names[kind.replace("x", axis)] for axis in "xyz"), names[what]]
+    row = np.dtype([("x", "f8"), ("y", "f8"), ("z", "f8"), ("what", "i8" if what == "type" else "U8")])
     done = 0
     while done < header.n_atoms:
         count = min(CHUNK, header.n_atoms - done)
-        lines = [file.readline() for _ in range(count)]
-        tokens = b" ".join(lines).split()
-        if len(tokens) != count * len(columns):
-            raise FormatError(f"{path} is cut off or damaged within atoms {done + 1} to {done + count}; check the file")
         try:
-            rows = [np.array(tokens[c :: len(columns)]).astype(np.float64) for c in axes]
-            values = tokens[names[what] :: len(columns)]
-            if what == "type":
-                types = np.array(values).astype(np.int64)
-                if types.min() < 1 or types.max() >= len(table):
-                    worst = int(types.max() if types.max() >= len(table) else types.min())
-                    raise FormatError(f"{path} has atoms of type {worst} and {len(elements)} elements are given")
-                numbers = table[types]
-            else:
-                symbols, inverse = np.unique(np.array(values), return_inverse=True)
-                numbers = np.array([atomic_numbers[symbol.decode()] for symbol in symbols])[inverse]
-        except (ValueError, KeyError) as error:
-            raise FormatError(f"{path} has an atom that cannot be read: {error}; check the file") from None
-        positions = np.stack(rows, axis=1)
-        yield (positions @ header.cell if kind == "xs" else positions - header.origin), numbers
+            lines = islice(file, count)
+            rows = np.atleast_1d(np.loadtxt(lines, row, usecols=used, comments=None, encoding="latin1"))
+        except ValueError as error:
+            reason = str(error).split(";")[0]
+            raise FormatError(f"{path} is damaged after atom {done}: {reason}; check the file") from None
+        if len(rows) != count:
+            raise FormatError(f"{path} ends after atom {done + len(rows)} of {header.n_atoms}; it is cut off")
+        values, inverse = np.unique(rows["what"], return_inverse=True)
+        wrong: list[Any]
+        if what == "type":
+            wrong = [int(value) for value in values if not 1 <= value < len(table)]
+            found = None if wrong else table[values]
+        else:
+            wrong = [str(value) for value in values if value not in atomic_numbers]
+            found = None if wrong else np.array([atomic_numbers[str(value)] for value in values])
+        if found is None:
+            raise FormatError(f"{path} has atoms of {what} {wrong[0]!r}, and elements={list(elements)} are given")
+        positions = np.stack([rows[axis] for axis in "xyz"], axis=1)
+        yield (positions @ header.cell if kind == "xs" else positions - header.origin), found[inverse]
         done += count
