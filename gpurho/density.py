@@ -138,20 +138,6 @@ class Density:
         """The fields as they are stored, before electron conservation, by name."""
         return dict(self._raw)
 
-    def in_memory(self) -> Density:
-        """This density with its fields as arrays, independent of any file."""
-        fields = [np.asarray(self._raw[name]) if name in self._raw else None for name in NAMES]
-        return Density(
-            self.grid,
-            self.structure,
-            *fields,
-            totals=self.totals,
-            errors=self._errors,
-            correction=self.correction,
-            info=self.info,
-            kept=self.kept,
-        )
-
     def _field(self, name: str) -> Field:
         if self.kept is not None and not self._raw:
             raise self.kept.missing("the full field", "field")

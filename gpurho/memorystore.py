@@ -101,3 +101,18 @@ class MemorySink:
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+def in_memory(density: Density) -> Density:
+    """A density with its fields as arrays, independent of any file."""
+    raw = density.raw_fields()
+    fields = [np.asarray(raw[name]) if name in raw else None for name in NAMES]
+    return Density(
+        density.grid,
+        density.structure,
+        *fields,
+        totals=density.totals,
+        errors=density._errors,
+        correction=density.correction,
+        info=density.info,
+    )

@@ -24,6 +24,7 @@ from gpurho.density import Density
 from gpurho.errors import GpurhoError, SettingsError, StoreError
 from gpurho.fields import Correction
 from gpurho.kernels.celllist import AtomBins, atoms_around, bin_atoms
+from gpurho.memorystore import in_memory
 from gpurho.partition import TileSet
 from gpurho.pipelines.cluster import local_client
 from gpurho.pipelines.settings import Job, versions
@@ -52,7 +53,7 @@ def run_distributed(job: Job, out: Path | None, resume: bool = True, progress: b
         tempfile.TemporaryDirectory(prefix="gpurho-") as folder,
         _run(job, Path(folder) / "rho.h5", resume, progress) as density,
     ):
-        return density.in_memory()
+        return in_memory(density)
 
 
 def _run(job: Job, path: Path, resume: bool, progress: bool) -> Density:
