@@ -256,7 +256,7 @@ class Peculiarity:
         return np.asarray(self.coverage.scaled(self.space.of(self.structure, atoms)).mean(axis=0) - self._ordinary)
 
 
-def alike(first: Floats, second: Floats, share: float = 0.6) -> bool:
+def alike(first: Floats, second: Floats, share: float = 0.4) -> bool:
     """Whether two peculiarities differ by less than a share of their mean size."""
     size = 0.5 * (np.linalg.norm(first) + np.linalg.norm(second))
     return bool(np.linalg.norm(first - second) < share * size)

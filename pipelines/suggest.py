@@ -110,11 +110,12 @@ class Suggestion:
 
 @dataclass(frozen=True, eq=False)
 class _Scan:
-    """A structure with the score of each of its atoms."""
+    """A structure with the score of each of its atoms, by this model or in a density that was given."""
 
     name: str
     structure: Structure
     scores: NDArray[np.float64]
+    predicted: bool = True
 
 
 def suggest(
@@ -210,7 +211,7 @@ def suggest(
     middle, _ = typical(scores)
     if level is None:
         level = outlier_level(scores)
-        if known and not all(isinstance(item, Density) for item in items):
+        if known and any(scan.predicted for scan in scans):
             reference = np.concatenate([found.score(d[i].structure).scores for d, i in _spread(known, REFERENCES)])
             level = min(level, outlier_level(reference))
     regions = [(scan, region) for scan in scans for region in find_regions(scan.structure, scan.scores, level, middle)]
@@ -289,12 +290,12 @@ class _Model:
         from gpurho.pipelines.structures import read_structures
 
         if isinstance(item, Density):
-            yield _Scan("density", item.structure, atom_scores(item))
+            yield _Scan("density", item.structure, atom_scores(item), predicted=False)
         elif isinstance(item, str | os.PathLike):
             path = Path(item)
             if path.suffix == ".h5":
                 with Density.open(path) as density:
-                    yield _Scan(path.name, density.structure, atom_scores(density))
+                    yield _Scan(path.name, density.structure, atom_scores(density), predicted=False)
                 return
             frames = read_structures(path)
             for i, atoms in enumerate(frames):
