@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from gpurho.errors import GpurhoError, StructureError
+from gpurho.errors import GpurhoError, SettingsError, StructureError
 
 INTERRUPTED = 130
 
@@ -89,7 +89,10 @@ def _build_parser() -> argparse.ArgumentParser:
     predict.set_defaults(run=_predict, kept="run the same command again to go on from the tiles that are done")
 
     plan = commands.add_parser("plan", help="points, tiles, memory, bytes and time of a prediction, before any work")
-    _job_arguments(plan)
+    _job_arguments(plan, "?")
+    plan.add_argument("--atoms", type=float, metavar="N", help="plan for so many atoms instead of a structure")
+    plan.add_argument("--density", type=float, metavar="D", help="of --atoms, per angstrom^3: 0.0603 for aluminium")
+    plan.add_argument("--price", type=float, metavar="P", help="of a device for an hour, with --atoms")
     plan.add_argument("--json", action="store_true", help="as JSON")
     plan.set_defaults(run=_plan)
 
@@ -135,8 +138,8 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _job_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("structure", type=Path, help="any file that ASE reads: xyz, cif, POSCAR, ...")
+def _job_arguments(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    parser.add_argument("structure", nargs=nargs, type=Path, help="any file that ASE reads: xyz, cif, POSCAR, ...")
     parser.add_argument("--model", default="auto", help="name of a shipped model, or a file (default: by species)")
     parser.add_argument("--device", help="cpu or cuda[:n] (default: the GPU where there is one)")
     parser.add_argument("--devices", type=int, metavar="N", help="so many GPUs, or with --device cpu processes")
@@ -234,7 +237,17 @@ def _predict_with(options: argparse.Namespace, atoms: Any, settings: dict[str, A
 def _plan(options: argparse.Namespace) -> None:
     from gpurho.pipelines.plan import plan
 
-    cost = plan(read_structure(options.structure), **_settings(options))
+    settings = _settings(options)
+    if (options.atoms is None) == (options.structure is None):
+        raise SettingsError("a plan needs a structure file or --atoms N --density D; give one of them")
+    if options.atoms is None:
+        cost = plan(read_structure(options.structure), **settings)
+    else:
+        foreign = [name for name in ("grid", "region", "conserve") if settings.pop(name) is not None]
+        if foreign or settings.pop("client", None) is not None:
+            raise SettingsError(f"--atoms does not go with --{(foreign or ['scheduler'])[0]}; leave one out")
+        settings |= {"density": options.density, "price": options.price, "devices": settings["devices"] or 1}
+        cost = plan(options.atoms, **{k: v for k, v in settings.items() if k != "seed"})
     print(json.dumps(cost.to_dict()) if options.json else cost)
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from gpurho.model import DensityModel
+    from gpurho.pipelines.scale import ScalePlan
 
 PROBE_POINTS = 20
 """Points along each axis of the box that is timed: 8000 in all."""
@@ -78,7 +79,9 @@ class Plan:
         )
 
 
-def plan(atoms: Atoms | Structure, model: str | Path | DensityModel = "auto", **settings: Any) -> Plan:
+def plan(
+    atoms: Atoms | Structure | int, model: str | Path | DensityModel = "auto", **settings: Any
+) -> Plan | ScalePlan:
     """What `gpurho.predict` with the same arguments will cost: points, tiles, memory, bytes and time.
 
     All checks of `predict` are made. The time comes from a short run of the real stages on a few thousand points in
@@ -87,8 +90,14 @@ def plan(atoms: Atoms | Structure, model: str | Path | DensityModel = "auto", **
     Parameters
     ----------
     atoms, model, **settings
-        As for `predict`; ``out``, ``resume`` and ``progress`` are taken and change nothing.
+        As for `predict`; ``out``, ``resume`` and ``progress`` are taken and change nothing. Of a system too large to
+        hold, the number of atoms, with ``density=`` (atoms per angstrom^3) or ``cell=``: see
+        `gpurho.pipelines.scale.scale_plan`.
     """
+    if isinstance(atoms, int | float):
+        from gpurho.pipelines.scale import scale_plan
+
+        return scale_plan(atoms, model, **settings)
     for name in ("out", "resume", "progress"):
         settings.pop(name, None)
     if settings.get("client") is not None:
@@ -109,7 +118,7 @@ def plan_job(job: Job) -> Plan:
     # Points of the tile in float64, features, and the results that are in the queue twice (raw and compressed).
     per_point = 2 * 24 + host_features + 8 * len(job.names) * (QUEUE + encoder_threads(job))
     steps = np.linalg.norm(job.grid.steps, axis=1)
-    field_bytes = 4 * len(job.names) * n
+    field_bytes = job.layout().raw_bytes
     return Plan(
         n_atoms=len(job.structure),
         electrons=job.electrons,
