@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -28,7 +25,8 @@ from gpurho.activelearning import (
 from gpurho.cutting import Cut, cut_cell
 from gpurho.datasets import Dataset, open_dataset
 from gpurho.density import Density
-from gpurho.errors import OutputExistsError, SettingsError, StoreError
+from gpurho.errors import SettingsError
+from gpurho.pipelines.suggestfiles import check_folder, write_suggestions
 from gpurho.structure import Structure, as_structure
 
 if TYPE_CHECKING:
@@ -199,7 +197,7 @@ def suggest(
         raise SettingsError("no structures to look at; give at least one")
     target = None if out is None else Path(out)
     if target is not None:
-        _check_folder(target, overwrite)
+        check_folder(target, overwrite)
     elif inputs:
         raise SettingsError(f"inputs of {', '.join(inputs)} need a folder; give out (--out FOLDER)")
     found = _Model(model, uncertainty, spacing, device, progress)
@@ -240,7 +238,7 @@ def suggest(
         if len(chosen) == count:
             break
     if target is not None:
-        _write(target, chosen, inputs, overwrite)
+        write_suggestions(target, chosen, inputs)
     return chosen
 
 
@@ -354,70 +352,6 @@ def _symbols(data: Dataset, i: int) -> tuple[str, ...]:
 
 def _spread(known: list[tuple[Dataset, int]], n: int) -> list[tuple[Dataset, int]]:
     return [known[i] for i in np.unique(np.linspace(0, len(known) - 1, n).astype(int))]
-
-
-# -- files --------------------------------------------------------------------------------------------------------
-
-
-def _check_folder(path: Path, overwrite: bool) -> None:
-    if path.is_file():
-        raise OutputExistsError(f"{path} is a file; give the name of a folder")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise OutputExistsError(f"folder {path} is not empty; pass --overwrite to replace it")
-    if not path.parent.is_dir():
-        raise StoreError(f"folder {path.parent} does not exist; make it first")
-    if path.is_dir() and overwrite and any(path.iterdir()) and not (path / "suggestions.json").is_file():
-        raise OutputExistsError(f"folder {path} was not written by gpurho suggest; give another name")
-
-
-@contextmanager
-def _folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder that takes its place when all is written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir()
-        yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write(path: Path, suggestions: Sequence[Suggestion], inputs: Sequence[str], overwrite: bool) -> None:
-    from gpurho.pipelines.structures import write_structures
-
-    with _folder(path, overwrite) as folder:
-        if suggestions:
-            write_structures(folder / "suggestions.xyz", [s.atoms for s in suggestions])
-        for number, suggestion in enumerate(suggestions):
-            for engine in inputs:
-                place = folder / f"{number:03d}" / engine
-                place.mkdir(parents=True)
-                _engine_input(place, engine, Structure.from_ase(suggestion.atoms))
-        text = json.dumps([s.record() for s in suggestions], indent=1)
-        (folder / "suggestions.json").write_text(text + "\n")
-
-
-def _engine_input(folder: Path, engine: str, structure: Structure) -> None:
-    """Inputs of a program with the default settings of labels."""
-    from gpurho.dft.base import DFTSettings, check_structure
-
-    settings = DFTSettings().at(structure)
-    if engine == "qe":
-        from gpurho.dft.qe import write_inputs
-
-        write_inputs(folder, structure, settings, check_structure(structure))
-        return
-    from gpurho.dft.sparc_inputs import inpt_text, ion_text
-
-    if np.linalg.det(structure.cell) < 0:
-        raise SettingsError("SPARC refuses left-handed cells; leave out 'sparc', or swap two cell vectors")
-    # The user's psp8 files go beside them: there are none that may be shipped.
-    (folder / "sparc.inpt").write_text(inpt_text(structure, settings))
-    (folder / "sparc.ion").write_text(ion_text(structure, {s: f"{s}.psp8" for s in structure.symbols}))
 
 
 __all__ = ["INPUTS", "Suggestion", "suggest"]

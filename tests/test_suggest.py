@@ -480,7 +480,7 @@ def test_nothing_is_left_of_a_failed_write(scene, tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     _, rho, _ = scene
-    monkeypatch.setattr(module, "_engine_input", fails)
+    monkeypatch.setattr("gpurho.pipelines.suggestfiles.engine_input", fails)
     with pytest.raises(StoreError, match="No space left"):
         suggest(rho, max_atoms=60, out=tmp_path / "o", inputs=("qe",))
     assert list(tmp_path.iterdir()) == []
