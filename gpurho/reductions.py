@@ -87,7 +87,7 @@ class Reducer:
         tensors : list
             The parts of all pieces that the tile meets, float32; sums of the tile, int64, and extremes, float64 (see
             `tile_totals`); counts of the histograms one after another, int64, where kept; halves of the sums of atoms,
-            (n_near, n_quantities, 2) int64, where kept: of the points' shares and of the columns of `atom_columns`.
+            (n_near, n_quantities, 2) int64, where kept: of the points' shares, and of `tile_columns` but the second.
         atoms : (n_near,) int64, or None
         """
         by_name = dict(zip(self._names, fields, strict=True))
@@ -95,17 +95,14 @@ class Reducer:
         for piece in self._pieces:
             if piece.box(tile) is not None:
                 results.append(_part(piece, tile, by_name[piece.quantity]))
-        exact = [field.double() for field in fields]
-        std = (exact[1].square() + exact[2].square()).sqrt() if len(fields) == 3 else None
-        results += tile_totals(exact, std)
+        columns = tile_columns(fields)
+        results += tile_totals(columns)
         if self._edges:
-            counts = [_histogram(exact[0], self._edges[0])]
-            if std is not None:
-                counts.append(_histogram(std, self._edges[1]))
-            results.append(torch.cat(counts))
+            # Densities and total sigmas are the first two columns.
+            results.append(torch.cat([_histogram(c, e) for c, e in zip(columns, self._edges, strict=False)]))
         if self._atoms is None:
             return results, None
-        atoms, sums = self._atoms(tile, exact)
+        atoms, sums = self._atoms(tile, [columns[0], *columns[2:]])
         return [*results, sums], atoms
 
 
@@ -132,18 +129,25 @@ def block_means(field: Tensor, factors: Triple, root: bool = False) -> Tensor:
     return (sums.sqrt_() if root else sums).float()
 
 
-def tile_totals(exact: Sequence[Tensor], std: Tensor | None) -> list[Tensor]:
-    """Sums of a tile's float64 fields as `gpurho.kept.TileSums` reads them.
+def tile_columns(fields: Sequence[Tensor]) -> list[Tensor]:
+    """In float64 the mean; and with sigmas the total sigma, aleatoric^2, epistemic, epistemic^2."""
+    if len(fields) == 1:
+        return [fields[0].double()]
+    mean, aleatoric, epistemic = (field.double() for field in fields)
+    a2, e2 = aleatoric * aleatoric, epistemic * epistemic
+    return [mean, (a2 + e2).sqrt_(), a2, epistemic, e2]
 
-    (2 k + 1,) int64: the halves of the sums of the mean and, with sigmas, of `std`, of squared aleatoric, of epistemic
-    and squared epistemic sigmas; then the number of negative densities. And (3,) float64: smallest and largest mean,
-    largest `std`.
+
+def tile_totals(columns: Sequence[Tensor]) -> list[Tensor]:
+    """Sums of `tile_columns` as `gpurho.kept.totals_of` reads them.
+
+    (2 k + 1,) int64: the halves of the sum of each column, then the number of negative densities. And (3,) float64:
+    smallest and largest mean, largest total sigma.
     """
-    columns = [exact[0]] if std is None else [exact[0], std, exact[1].square(), exact[2], exact[2].square()]
-    sums = [exact_sum(column) for column in columns]
-    largest = torch.zeros_like(exact[0][:1])[0] if std is None else std.amax()
-    extremes = torch.stack([exact[0].amin(), exact[0].amax(), largest])
-    return [torch.cat([*sums, (exact[0] < 0).sum()[None]]), extremes]
+    mean = columns[0]
+    largest = columns[1].amax() if len(columns) > 1 else torch.zeros_like(mean[0])
+    extremes = torch.stack([mean.amin(), mean.amax(), largest])
+    return [torch.cat([*(exact_sum(column) for column in columns), (mean < 0).sum()[None]]), extremes]
 
 
 def _histogram(values: Tensor, edges: Tensor) -> Tensor:
@@ -158,13 +162,6 @@ def _histogram(values: Tensor, edges: Tensor) -> Tensor:
     return counts.view(copies, n).sum(0)
 
 
-def atom_columns(fields: Sequence[Tensor]) -> list[Tensor]:
-    """The quantities summed for each atom beside its points: mean; aleatoric^2, epistemic, epistemic^2."""
-    if len(fields) == 1:
-        return [fields[0]]
-    return [fields[0], fields[1].square(), fields[2], fields[2].square()]
-
-
 class AtomSums:
     """Sums over the points nearest to each atom; points whose nearest atoms agree within `TIE` are shared equally."""
 
@@ -177,17 +174,17 @@ class AtomSums:
         offsets = local @ grid.steps
         squares = np.square(offsets).sum(1)
         self._radius = float(np.sqrt(squares.max()))
-        # |p - a|^2 as one product of matrices: (p, 1, |p|^2) with (-2 a, |a|^2, 1), counted from the block's centre.
-        rows = np.column_stack([offsets, np.ones(len(offsets)), squares])
+        # |p - a|^2 as one product of matrices: (-2 a, |a|^2, 1) with (p, 1, |p|^2), counted from the block's centre.
+        rows = np.vstack([offsets.T, np.ones(len(offsets)), squares])
         self._points = torch.from_numpy(rows).to(self._device)
         # Enough in a solid; elsewhere the search is done once more.
         self._start = 2.0 * self._radius + float(np.cbrt(environment.structure.volume / len(environment.structure)))
         self._places: dict[Triple, tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, tile: Tile, fields: Sequence[Tensor]) -> tuple[NDArray[np.int64], Tensor]:
-        """Atoms near a tile, (n_near,), and the halves of their sums, (n_near, n_quantities, 2) int64.
+    def __call__(self, tile: Tile, columns: Sequence[Tensor]) -> tuple[NDArray[np.int64], Tensor]:
+        """Atoms near a tile, (n_near,), and the halves of their sums, (n_near, 1 + n_columns, 2) int64.
 
-        `fields` are (n_points,) float64 on the device.
+        The first is the sum of the points' shares, the others of the `columns`, (n_points,) float64 on the device.
         """
         centres = self._centres(tile)
         positions, owners, lists = self._candidates(centres)
@@ -197,20 +194,20 @@ class AtomSums:
         index, inside = self._place(tile.shape)
         near_atoms = self._matrix(centres, positions, lists)
         where = torch.from_numpy(rows).to(self._device)
-        columns = atom_columns(fields)
         n_columns = 1 + len(columns)
         found = torch.zeros((len(atoms) + 1, 2 * n_columns), dtype=torch.int64, device=self._device)
         n_points, n_atoms = index.size(1), lists.shape[1]
         at_once = max(1, AT_ONCE[self._device.type] // (n_points * n_atoms))
         for first in range(0, len(index), at_once):
             rows_now = slice(first, first + at_once)
-            squared = torch.matmul(self._points, near_atoms[rows_now])
-            nearest = squared.amin(-1, keepdim=True).clamp_(min=0.0)
-            near = squared < nearest.sqrt_().add_(TIE).square_()
-            share = inside[rows_now] / near.sum(-1)
+            # (blocks, atoms, points)
+            squared = torch.matmul(near_atoms[rows_now], self._points)
+            nearest = squared.amin(1, keepdim=True).clamp_(min=0.0)
+            near = (squared < nearest.sqrt_().add_(TIE).square_()).double()
+            share = inside[rows_now] / near.sum(1)
             values = [share, *(column[index[rows_now]] * share for column in columns)]
             high, low = split(torch.stack(values, -1))
-            sums = torch.matmul(near.double().transpose(1, 2), torch.cat([high, low], -1))
+            sums = torch.matmul(near, torch.cat([high, low], -1))
             whole = torch.cat(carried(sums[..., :n_columns], sums[..., n_columns:]), -1)
             found.index_add_(0, where[rows_now].reshape(-1), whole.view(-1, 2 * n_columns))
         high, low = found[:-1, :n_columns], found[:-1, n_columns:]
@@ -255,7 +252,7 @@ class AtomSums:
             inside = (x < shape[0]) & (y < shape[1]) & (z < shape[2])
             flat = (np.minimum(x, shape[0] - 1) * shape[1] + np.minimum(y, shape[1] - 1)) * shape[2]
             flat = flat + np.minimum(z, shape[2] - 1)
-            n = len(self._points)
+            n = self._points.size(1)
             self._places[shape] = (
                 torch.from_numpy(flat.reshape(-1, n)).to(self._device),
                 torch.from_numpy(inside.reshape(-1, n).astype(np.float64)).to(self._device),
@@ -263,9 +260,9 @@ class AtomSums:
         return self._places[shape]
 
     def _matrix(self, centres: NDArray[np.float64], positions: NDArray[np.float64], lists: NDArray[np.int64]) -> Tensor:
-        """(n_blocks, 5, n_listed): -2 a, |a|^2, 1 of each block's atoms, counted from its centre."""
+        """(n_blocks, n_listed, 5): -2 a, |a|^2, 1 of each block's atoms, counted from its centre."""
         index = torch.from_numpy(lists).to(self._device)
         places = torch.from_numpy(positions).to(self._device)[index.clamp(min=0)]
         away = places - torch.from_numpy(centres).to(self._device)[:, None, :]
-        squares = away.square().sum(-1).masked_fill_(index < 0, FAR)
-        return torch.cat([-2.0 * away.transpose(1, 2), squares[:, None], torch.ones_like(squares)[:, None]], 1)
+        squares = away.square().sum(-1, keepdim=True).masked_fill_(index[..., None] < 0, FAR)
+        return torch.cat([-2.0 * away, squares, torch.ones_like(squares)], -1)
