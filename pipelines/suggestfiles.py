@@ -45,6 +45,8 @@ def _folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise StoreError(f"{path} cannot be written ({error.strerror or error})") from None
     finally:
+        if former.is_dir() and not path.exists():
+            os.replace(former, path)
         for leftover in (temporary, former):
             shutil.rmtree(leftover, ignore_errors=True)
 
