@@ -24,6 +24,16 @@ PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others, one of which may be computing features."""
 
 
+def check_devices(device: torch.device, devices: int, batch_size: int) -> None:
+    """Raise `DeviceError` or `SettingsError` where so many processes cannot train."""
+    most = torch.cuda.device_count() if device.type == "cuda" else 256
+    if not 1 <= devices <= most:
+        raise DeviceError(f"devices {devices} is not from 1 to {most}, the number there is")
+    check_batch(batch_size, devices)
+    if devices > 1 and not torch.distributed.is_available():
+        raise DeviceError("this torch has no torch.distributed; train with devices=1")
+
+
 def run_distributed(trainer: Trainer, devices: int, progress: bool = False) -> DensityModel:
     """Run a trainer that has not begun in `devices` processes; afterwards it stands where they ended.
 
@@ -35,12 +45,7 @@ def run_distributed(trainer: Trainer, devices: int, progress: bool = False) -> D
         What a process failed with.
     """
     cuda = trainer.device.type == "cuda"
-    most = torch.cuda.device_count() if cuda else 256
-    if not 1 <= devices <= most:
-        raise DeviceError(f"devices {devices} is not from 1 to {most}, the number there is")
-    check_batch(trainer.settings.batch_size, devices)
-    if not torch.distributed.is_available():
-        raise DeviceError("this torch has no torch.distributed; train with devices=1")
+    check_devices(trainer.device, devices, trainer.settings.batch_size)
     from torch.multiprocessing import ProcessRaisedException, start_processes
 
     # One process computes the features into the scratch files, which all then read.

@@ -25,9 +25,18 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "blocks": 3,
         "layers": 3,
         "width": 250,
+        "points_per_snapshot": 40_000,
         "epochs": 10,
         "batch_size": 512,
         "learning_rate": 1e-3,
+        "schedule": "cosine",
+        "weight_decay": 0.0,
+        "ema": 0.0,
+        "estimator": "shared",
+        "beta": 0.0,
+        "kl_start": 0.0,
+        "kl_ramp": 0.0,
+        "initial_scale": 0.05,
     },
     "smooth": {
         "cutoff": 6.0,
@@ -35,12 +44,24 @@ FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
         "blocks": 1,
         "layers": 3,
         "width": 64,
-        "epochs": 30,
+        "points_per_snapshot": 12_000,
+        "epochs": 20,
         "batch_size": 2048,
-        "learning_rate": 3e-3,
+        "learning_rate": 4e-3,
+        "schedule": "one-cycle",
+        "weight_decay": 0.05,
+        "ema": 0.998,
+        "estimator": "local",
+        "beta": 1.0,
+        "initial_scale": 0.02,
     },
 }
-"""What `TrainingSettings` takes for the entries that it leaves to the family."""
+"""What `TrainingSettings` takes for the entries that it leaves to the family. Those of "smooth" were measured on 39
+snapshots of 32 atoms of aluminium: the running mean takes 5 % off the error, more points and epochs or networks of
+1.5 times the width take nothing."""
+
+KL_SHARES = {"kl_start": 0.3, "kl_ramp": 0.2}
+"""Shares of the epochs that "smooth" trains before weights are drawn, and raises the factor on KL over."""
 
 BY_FAMILY: Any = None
 """Default of an entry that `FAMILY_DEFAULTS` fills in."""
@@ -63,8 +84,7 @@ _NOT_NEGATIVE = ("kl_weight", "kl_start", "kl_ramp", "distance_length", "weight_
 class TrainingSettings:
     """All that decides a training run, together with the data and the split.
 
-    Defaults of cutoff, target, blocks, layers, width, epochs, batch_size and learning_rate depend on the family:
-    `FAMILY_DEFAULTS`.
+    Defaults of what `FAMILY_DEFAULTS` names depend on the family.
 
     Parameters
     ----------
@@ -140,7 +160,7 @@ class TrainingSettings:
     layers: int = BY_FAMILY
     width: int = BY_FAMILY
     distance_length: float = 1.5
-    points_per_snapshot: int = 40_000
+    points_per_snapshot: int = BY_FAMILY
     sampling: str = "uniform"
     importance_share: float = 0.5
     importance_power: float = 1.0
@@ -150,17 +170,17 @@ class TrainingSettings:
     batch_size: int = BY_FAMILY
     learning_rate: float = BY_FAMILY
     warmup_steps: int = 300
-    schedule: str = "cosine"
-    weight_decay: float = 0.0
-    ema: float = 0.0
+    schedule: str = BY_FAMILY
+    weight_decay: float = BY_FAMILY
+    ema: float = BY_FAMILY
     patience: int = 0
-    estimator: str = "shared"
-    beta: float = 0.0
+    estimator: str = BY_FAMILY
+    beta: float = BY_FAMILY
     kl_weight: float = 1.0
-    kl_start: float = 0.0
-    kl_ramp: float = 0.0
+    kl_start: float = BY_FAMILY
+    kl_ramp: float = BY_FAMILY
     prior_scale: float = 1.0
-    initial_scale: float = 0.05
+    initial_scale: float = BY_FAMILY
     precision: str = "auto"
     checkpoint_steps: int = 500
     seed: int = 0
@@ -174,6 +194,9 @@ class TrainingSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise SettingsError(f"{name} {value!r} is not a whole number from {least} up")
+        for name, share in KL_SHARES.items():
+            if getattr(self, name) is BY_FAMILY:
+                object.__setattr__(self, name, share * self.epochs)
         for name in ("learning_rate", "prior_scale", "initial_scale", "memory_limit"):
             if not 0 < getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} {getattr(self, name)!r} is not a positive number")
@@ -281,7 +304,8 @@ def settings_of_model(spec: ModelSpec, **settings: Any) -> TrainingSettings:
 
 def setting_words(settings: TrainingSettings) -> dict[str, Any]:
     """The entries that differ from the defaults of their family, which repeat these settings."""
-    default = asdict(TrainingSettings(family=settings.family))
+    default = asdict(TrainingSettings(family=settings.family, epochs=settings.epochs))
+    default["epochs"] = FAMILY_DEFAULTS[settings.family]["epochs"]
     values = {k: v for k, v in asdict(settings).items() if v != default[k]}
     return values if settings.family == DEFAULT_FAMILY else {"family": settings.family, **values}
 

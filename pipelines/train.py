@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from gpurho.datasets import Dataset, open_dataset
+from gpurho.ddp import check_devices, run_distributed
 from gpurho.errors import OutputExistsError, SettingsError
+from gpurho.evaluator import resolve_device
 from gpurho.model import write_atomic
 from gpurho.pipelines.evaluate import EvaluationReport, evaluate
 from gpurho.training import Start, Trainer, TrainingSettings, torch_threads, training_record
@@ -171,6 +173,7 @@ def train(
     splits = split_all(data, test, validation, test_fraction, validation_fraction)
     if len(data) > 1:
         check_apart(data, splits)
+    check_devices(resolve_device(device), devices, chosen.batch_size)
     checkpoint = path.with_suffix(".checkpoint")
     learned = checkpoint.with_suffix(".channels.json")
     if not resume:
@@ -185,8 +188,6 @@ def train(
             with StepBar(progress) as bar:
                 model = trainer.run(bar)
         else:
-            from gpurho.ddp import run_distributed
-
             model = run_distributed(trainer, devices, progress)
         model = trainer.calibrated(model)
         command = training_command(data, path, splits, chosen, threads, dft, devices, start, contraction)

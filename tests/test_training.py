@@ -155,9 +155,11 @@ def test_two_stages_and_deterministic_training_leave_sigmas_alone(data: Dataset,
 
 
 def test_kl_factor_and_learning_rate_follow_their_schedules() -> None:
-    s = TrainingSettings(kl_start=2.0, kl_ramp=4.0, kl_weight=0.5, warmup_steps=10, learning_rate=1.0)
+    s = TrainingSettings(
+        kl_start=2.0, kl_ramp=4.0, kl_weight=0.5, warmup_steps=10, learning_rate=1.0, schedule="cosine"
+    )
     assert [s.kl_factor(e) for e in (0.0, 1.99, 2.0, 4.0, 6.0, 9.0)] == [0, 0, 0, 0.25, 0.5, 0.5]
-    assert [s.estimator_at(e) for e in (0.0, 2.0)] == ["none", "shared"]
+    assert [s.estimator_at(e) for e in (0.0, 2.0)] == ["none", "local"]
     rates = [s.rate_factor(k, 1000) for k in range(1000)]
     assert rates[0] == pytest.approx(0.1, rel=0.01)
     assert max(rates) == pytest.approx(1.0, rel=0.01)
@@ -168,6 +170,8 @@ def test_kl_factor_and_learning_rate_follow_their_schedules() -> None:
     assert int(np.argmax(rates)) == 300
     assert rates[0] == pytest.approx(0.04)
     assert rates[-1] < 0.001
+    assert [TrainingSettings(epochs=10).kl_factor(e) for e in (2.9, 4.0, 6.0)] == pytest.approx([0, 0.5, 1])
+    assert TrainingSettings(epochs=10, kl_start=0.0, kl_ramp=0.0).kl_factor(0.0) == 1
     flat = TrainingSettings(schedule="constant", warmup_steps=4)
     assert [flat.rate_factor(k, 50) for k in (0, 1, 3, 49)] == [0.25, 0.5, 1.0, 1.0]
 
