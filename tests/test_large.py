@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import subprocess
 import sys
 import textwrap
@@ -14,12 +16,14 @@ from predict_tools import TRICLINIC, aluminium, small_model
 
 from gpurho.densityfile import Layout
 from gpurho.descriptors import Environment
-from gpurho.errors import FormatError, StoreError, StructureError
+from gpurho.errors import FormatError, SettingsError, StoreError, StructureError
 from gpurho.fields import Totals
 from gpurho.grid import Grid
 from gpurho.integrals import sublattice
 from gpurho.keep import Keep
 from gpurho.partition import make_tiles
+from gpurho.pipelines.calibration import Rates
+from gpurho.pipelines.scale import scale_plan
 from gpurho.sources import Header, StructureSource
 from gpurho.structure import Structure
 
@@ -215,14 +219,14 @@ def test_damaged_dumps(tmp_path, change, message):
 def test_wrong_atoms_are_refused(tmp_path):
     path = tmp_path / "a.dump"
     write_dump(path, scattered(n=50))
-    with pytest.raises(FormatError, match="atoms of type 3, and elements"):
+    with pytest.raises(FormatError, match=r"atoms of type 3, and elements"):
         StructureSource.from_dump(path, ["Al", "Si"])
     with pytest.raises(FormatError, match="no chemical symbol"):
         StructureSource.from_dump(path, ["Al", "Si", "Xx"])
     header = Header(1, TRICLINIC, np.zeros(3), np.ones(3, bool))
     with pytest.raises(StructureError, match="atom 0 has position"):
         StructureSource.from_chunks(header, iter([(np.array([[1.0, np.nan, 1]]), np.array([13]))]))
-    with pytest.raises(FormatError, match="does not exist|cannot be read"):
+    with pytest.raises(FormatError, match=r"cannot be read: No such file"):
         StructureSource.from_dump(tmp_path / "none.dump", ["Al"])
 
 
@@ -232,6 +236,8 @@ import numpy as np
 from pathlib import Path
 from gpurho.grid import Grid
 from gpurho.partition import make_tiles
+from gpurho.pipelines.calibration import Rates
+from gpurho.pipelines.scale import scale_plan
 from gpurho.sources import StructureSource
 
 def peak():
@@ -269,3 +275,129 @@ def test_a_million_atoms_pass_in_bounded_memory(tmp_path):
     assert read < 24, f"{read} MB to read"
     assert peak < 28, f"{peak} MB in all"
     assert 400 < least <= most < 25_000
+
+
+# -- plans ------------------------------------------------------------------------------------------------------
+
+RATES = Rates(1e-8, 4e-9, 1e-9, 3e-9, 1e-6, 2e-6, 4e-6)
+
+
+def test_a_plan_for_a_billion_atoms_by_hand():
+    model = small_model()
+    options = {"density": 0.06, "device": "cpu", "precision": "fp32", "calibrated": RATES, "devices": 8}
+    plan = scale_plan(10**9, model, spacing=0.25, keep=["coarse:4", "atoms", "slice:z=0.5"], price=2.0, **options)
+    edge = (1e9 / 0.06) ** (1 / 3)
+    axis = int(np.ceil(edge / 0.25))
+    axis = -(-axis // 4) * 4
+    assert plan.grid_shape == (axis,) * 3
+    assert plan.n_points == axis**3 > 2**39
+    assert plan.n_tiles == int(np.ceil(axis / 64)) ** 3
+    assert plan.electrons == 3e9
+    assert plan.network_seconds == pytest.approx(axis**3 * 4e-9 / 8)
+    assert plan.driver_seconds == pytest.approx(2000)
+    assert plan.reading_seconds == pytest.approx(4000)
+    run = (axis**3 * (edge / axis) ** 3 / 128) ** (1 / 3)
+    halo = (1 + 2 * model.spec.descriptor.reach / run) ** 3
+    assert plan.setup_seconds == pytest.approx(1e9 * halo * 1e-6 / 8, rel=1e-6)
+    raw = 12 * (axis // 4) ** 3 + 12 * axis**2 + 80 * 10**9
+    assert plan.stored_bytes == pytest.approx(0.75 * raw, rel=1e-9)
+    assert plan.disk_seconds == pytest.approx(0.75 * raw / 1e9, rel=1e-6)
+    device = plan.setup_seconds + plan.feature_seconds + plan.network_seconds + plan.reduction_seconds
+    assert plan.seconds == pytest.approx(2000 + max(device, plan.encoding_seconds, plan.disk_seconds))
+    assert plan.dominant == "one process before"
+    assert plan.price == pytest.approx(2.0 * plan.device_hours)
+    assert plan.device_hours == pytest.approx(8 * plan.seconds / 3600)
+    json.dumps(plan.to_dict())
+    text = str(plan)
+    for word in ("1,000,000,000", "one process before takes longest", "device hours", "coarse:4x4x4"):
+        assert word in text
+
+
+def test_plans_grow_as_they_must():
+    options = {"density": 0.06, "device": "cpu", "precision": "fp32", "calibrated": RATES}
+    plans = [scale_plan(n, small_model(), spacing=0.25, **options) for n in (10**6, 10**8, 10**10)]
+    for small, large in itertools.pairwise(plans):
+        assert large.n_points / small.n_points == pytest.approx(100, rel=0.02)
+        assert large.network_seconds / small.network_seconds == pytest.approx(100, rel=0.02)
+        assert large.stored_bytes / small.stored_bytes == pytest.approx(100, rel=0.02)
+    many = scale_plan(10**8, small_model(), spacing=0.25, devices=100, **options)
+    assert many.feature_seconds == pytest.approx(plans[1].feature_seconds / 100)
+    assert many.driver_seconds == plans[1].driver_seconds
+    assert many.worker_bytes < plans[1].worker_bytes
+    full = plans[1]
+    few = scale_plan(10**8, small_model(), spacing=0.25, keep="electrons", **options)
+    assert few.stored_bytes == 0 < full.stored_bytes == int(0.75 * 12 * full.n_points)
+
+
+def test_rates_are_measured_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("gpurho.pipelines.calibration.MANY_EDGE", 8)
+    monkeypatch.setattr("gpurho.pipelines.calibration.PROBE_POINTS", 12)
+    model, options = small_model(), {"density": 0.06, "device": "cpu", "precision": "fp32", "keep": "atoms"}
+    first = scale_plan(10**9, model, **options)
+    assert all(getattr(first, f"{name}_seconds") > 0 for name in ("driver", "setup", "feature", "network", "reading"))
+    file = tmp_path / "gpurho" / "calibration.json"
+    assert len(json.loads(file.read_text())) == 1
+
+    def never(*_):
+        raise AssertionError("it measured again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gpurho.pipelines.calibration.measure", never)
+        assert scale_plan(10**9, model, **options) == first
+        with pytest.raises(AssertionError, match="again"):
+            scale_plan(10**9, model, **{**options, "uncertainty": None})
+    file.write_text("{ damaged")
+    assert scale_plan(10**9, model, **options).n_points == first.n_points
+    assert len(json.loads(file.read_text())) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("gpurho.pipelines.calibration.measure", lambda job: RATES)
+    assert scale_plan(10**6, small_model(), density=0.06, device="cpu").driver_seconds == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_atoms": 1.5}, "not a whole number"),
+        ({"n_atoms": 0}, "out of range"),
+        ({"n_atoms": 10**13}, "out of range"),
+        ({"density": None}, "density .* or the cell"),
+        ({"cell": (10.0, 10, 10)}, "density .* or the cell"),
+        ({"density": 60.0}, "not one of matter"),
+        ({"density": None, "cell": (1.0, 1.0, 0.0)}, "no volume"),
+        ({"devices": 0}, "devices 0"),
+        ({"disk_rate": 0}, "disk_rate"),
+        ({"composition": {"Cu": 1}}, "composition"),
+        ({"model": "auto"}, "name the model"),
+        ({"keep": "nothing"}, "not known"),
+    ],
+)
+def test_wrong_plans(changes, message):
+    options = {"n_atoms": 10**9, "model": small_model(), "density": 0.06, "device": "cpu", "calibrated": RATES}
+    with pytest.raises(SettingsError, match=message):
+        scale_plan(**(options | changes))
+
+
+def test_plan_by_number_from_python_and_the_command_line(tmp_path, monkeypatch, capsys):
+    from gpurho.cli import main
+    from gpurho.pipelines.plan import plan
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("gpurho.pipelines.calibration.measure", lambda job: RATES)
+    model = small_model()
+    model.save(tmp_path / "small.safetensors")
+    found = plan(10**9, model, cell=(2600.0, 2600.0, 2500.0), device="cpu", devices=4)
+    assert found.density == pytest.approx(1e9 / (2600.0 * 2600 * 2500))
+    words = ["plan", "--atoms", "1e9", "--density", "0.06", "--model", str(tmp_path / "small.safetensors")]
+    assert main([*words, "--device", "cpu", "--devices", "4", "--price", "2.5", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["n_atoms"] == 10**9
+    assert values["price"] == pytest.approx(2.5 * values["device_hours"])
+    assert main(["plan"]) == 1
+    assert "structure file or --atoms" in capsys.readouterr().err
+    assert main([*words, "--grid", "8", "8", "8"]) == 1
+    assert "--atoms does not go with --grid" in capsys.readouterr().err
