@@ -45,12 +45,15 @@ def refuse_external(h5: Any, path: Path) -> None:
     """
     import h5py
 
-    def check(name: str, link: Any) -> None:
+    links: list[tuple[str, Any]] = []
+    # An exception must not leave the library's own loop; what is found is looked at afterwards.
+    h5.visititems_links(lambda name, link: links.append((name, link)))
+    for name, link in links:
         if isinstance(link, h5py.ExternalLink):
             raise StoreError(f"{path}: {name} is a link to another file, {link.filename!r}; it is not read")
         item = h5.get(name)
         if not isinstance(item, h5py.Dataset):
-            return
+            continue
         if item.external:
             raise StoreError(f"{path}: {name} lies in another file, {item.external[0][0]!r}; it is not read")
         if item.is_virtual:
@@ -58,8 +61,6 @@ def refuse_external(h5: Any, path: Path) -> None:
                 raise StoreError(f"{path}: {name} is a virtual data set without a table of shards; it is not read")
             for source in item.virtual_sources():
                 inside(path, source.file_name.replace("%%", "%"))
-
-    h5.visititems_links(check)
 
 
 def inside(path: Path, name: str) -> Path:
