@@ -31,6 +31,9 @@ BASE_BYTES = 500 * 2**20
 ATOM_BYTES = 400
 """Memory of the beginning process for an atom at the peak, and of a worker for an atom of its run."""
 
+TILE_BYTES = 1500
+"""Memory of the beginning process for a tile: its sums and checksums."""
+
 RUNS = 16
 """Runs of tiles that each worker gets, about; each has a halo of its own."""
 
@@ -188,8 +191,16 @@ def scale_plan(
     tile = np.prod(np.array(job.tiles.tile_shape, dtype=float))
     per_point = 48 + 4 * found.spec.descriptor.n_features + 8 * len(job.names) * (QUEUE + encoder_threads(job))
     valence = sum(found.spec.valence[s] * share for s, share in shares.items()) / sum(shares.values())
-    words = {"driver": "one process before", "feature": "descriptors", "reduction": "reductions"}
-    longest = max(stages, key=lambda key: stages[key])
+    words = {
+        "driver": "one process before",
+        "feature": "descriptors",
+        "reduction": "reductions",
+        "encoding": "compression",
+    }
+    # Of what overlaps, the longer decides.
+    behind = max(("encoding", "disk"), key=lambda key: stages[key])
+    deciding = [behind] if stages[behind] > device else ["setup", "feature", "network", "reduction"]
+    longest = max(["driver", *deciding], key=lambda key: stages[key])
     return ScalePlan(
         n_atoms=count,
         electrons=count * valence,
@@ -210,7 +221,7 @@ def scale_plan(
         device_hours=float(hours),
         price=None if price is None else float(hours * price),
         stored_bytes=int(COMPRESSION * raw),
-        driver_bytes=BASE_BYTES + ATOM_BYTES * count,
+        driver_bytes=BASE_BYTES + ATOM_BYTES * count + TILE_BYTES * len(tiles),
         worker_bytes=int(BASE_BYTES + ATOM_BYTES * seen / (RUNS * devices) + tile * per_point),
     )
 
