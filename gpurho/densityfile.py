@@ -135,7 +135,9 @@ def create_file(path: Path, layout: Layout, link: Callable[[Any], None] | None =
         h5.attrs["keep"] = json.dumps(layout.keep.to_items())
     if link is not None:
         link(h5)
-    for piece in layout.pieces if link is None else []:
+    for piece in layout.pieces:
+        if link is not None and piece.name in layout.names:
+            continue
         dataset = h5.create_dataset(
             piece.name,
             piece.shape,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from gpurho.errors import ModelError, SettingsError
 from gpurho.exactsums import LARGEST, carry, to_float
 from gpurho.fields import NAMES, Correction, Field, Totals
 from gpurho.grid import Grid
-from gpurho.keep import Keep, plane_indices
+from gpurho.keep import Keep, kept_planes, plane_indices
 from gpurho.peratom import AtomCharges
 
 ROWS = 1 << 20
@@ -126,6 +127,12 @@ class SumStore:
         if len(self._counts):
             self._counts += sums.counts
 
+    def packed(self, index: NDArray[np.int64]) -> TileSums:
+        """All that was added, with the atoms numbered by `index` (n_atoms,): for `add` of a larger sum."""
+        if self.atoms is None:
+            return TileSums.of(self._counts, None, None)
+        return TileSums.of(self._counts, index, self.atoms)
+
     def histograms(self) -> dict[str, Histogram]:
         """Histograms of "mean" and, with sigmas, of "std"."""
         ends = np.cumsum([len(edges) - 1 for edges in self._edges.values()])
@@ -197,6 +204,22 @@ class Kept:
     plane: Callable[[int, int, str], NDArray[np.float32]] | None = None
     histograms: dict[str, Histogram] = field(default_factory=dict)
     atom_sums: Callable[[slice], NDArray[np.int64]] | None = None
+
+    def in_memory(self, grid: Grid, n_atoms: int) -> Kept:
+        """The same, independent of any file; `grid` is that of the density."""
+        planes = {}
+        for axis, index in kept_planes(self.keep, grid, (0, 0, 0)):
+            for name in NAMES:
+                with suppress(KeyError):  # without sigmas there is the mean alone
+                    assert self.plane is not None  # a density that keeps planes has them
+                    planes[axis, index, name] = self.plane(axis, index, name)
+        atoms = None if self.atom_sums is None else self.atom_sums(slice(0, n_atoms))
+        return replace(
+            self,
+            coarse={name: np.asarray(values) for name, values in self.coarse.items()},
+            plane=lambda axis, index, name: planes[axis, index, name],
+            atom_sums=None if atoms is None else atoms.__getitem__,
+        )
 
     def missing(self, what: str, ask: str) -> SettingsError:
         """The error for something that was not kept."""

@@ -115,4 +115,5 @@ def in_memory(density: Density) -> Density:
         errors=density._errors,
         correction=density.correction,
         info=density.info,
+        kept=None if density.kept is None else density.kept.in_memory(density.grid, len(density.structure)),
     )

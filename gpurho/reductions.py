@@ -226,7 +226,8 @@ class AtomSums:
     ) -> tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.int64]]:
         """Atoms, image by image, and for each block a list of those that may be nearest to its points."""
         reach = self._start if self._halo is None else min(self._start, self._halo)
-        limit = np.inf if self._halo is None else self._halo
+        # Centres of blocks that stand out of the tile lie up to a radius beyond it.
+        limit = np.inf if self._halo is None else self._halo - self._radius
         while True:
             positions, owners = self._environment.atoms_near(centres, reach)
             if len(owners):
@@ -238,7 +239,7 @@ class AtomSums:
             if needed > limit:
                 raise HaloTooSmallError(
                     f"the nearest atom of a point may lie {needed:.3g} angstrom away, beyond the halo of"
-                    f" {limit:.3g}; give a wider halo, or leave out keep='atoms'"
+                    f" {limit:.3g} of a worker's atoms; predict on one device, or leave out keep='atoms'"
                 )
             reach = needed
 

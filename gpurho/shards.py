@@ -7,7 +7,7 @@ die, or be taken for dead, the next attempt takes the tiles that are whole over 
 workers ever write to one file. A finished shard has the same bytes whoever made it.
 
 Besides the shards the folder holds, until the output is whole, ``manifest`` (settings, and tiles in a run), ``model``,
-``atoms`` of the runs at work, and ``session``, by which workers know that somebody still waits for them.
+``atoms`` of the runs at work, and a ``session``, by which workers know that somebody still waits for them.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from gpurho.densityfile import COLUMNS, Layout, create_file, open_density, write
 from gpurho.errors import OutputExistsError, StoreError
 from gpurho.fields import Correction, Totals
 from gpurho.journal import Journal, read_journal
+from gpurho.kept import SumStore
 from gpurho.partition import TileSet
-from gpurho.shardsink import shard_origin, shard_shape
+from gpurho.shardsink import copy_pieces, kept_sums, shard_origin, shard_shape
 from gpurho.store import added, check_room, check_same, lock_output, sync_file
 from gpurho.virtual import open_shard, settings_digest
 
 FOLDER_SUFFIX = ".shards"
-PATTERNS = ("manifest", "session", "*.safetensors", "*.npz", "*.tmp", "*.h5", "*.part", "*.journal")
+PATTERNS = ("manifest", "*.session", "*.safetensors", "*.npz", "*.tmp", "*.h5", "*.part", "*.journal", "*.sums")
 """All that a folder of shards ever holds; nothing else in it is ever removed."""
 
 
@@ -186,8 +187,14 @@ class ShardFolder:
                 errors = added(errors, row)
         part = self.path.with_name(self.path.name + ".assembly.tmp")
         try:
-            with create_file(part, self.layout, self._link) as h5:
-                write_tables(h5, self.layout, rows, crc, correction, errors)
+            keep = self.layout.keep
+            sums = SumStore(keep, len(self.layout.structure), self.layout.names)
+            with create_file(part, self.layout, self._link if keep.field else None) as h5:
+                for run in self.runs if not keep.field_alone else []:
+                    with open_shard(self.shard(run), self.digest) as shard:
+                        copy_pieces(shard, h5, self.run_layout(run))
+                        sums.add(kept_sums(shard))
+                write_tables(h5, self.layout, rows, crc, correction, errors, sums)
             sync_file(part)
             os.replace(part, self.path)
             sync_file(self.path.parent)
@@ -197,6 +204,9 @@ class ShardFolder:
                 f"cannot write {self.path}: {error.strerror or str(error).splitlines()[0]}; all shards are safe in"
                 f" {self.folder.name}: make room and run the same command again"
             ) from error
+        if not keep.field:  # all of it is in the one file
+            remove_shards(self.path)
+            return open_density(self.path)
         remove_shards(self.path, keep=("*.h5",))
         ours = {self.shard(run) for run in self.runs}
         for file in self.folder.glob("*.h5"):

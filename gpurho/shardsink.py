@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from gpurho.densityfile import COLUMNS, Layout
 from gpurho.errors import StoreError
 from gpurho.journal import Journal, blobs_path, read_journal
+from gpurho.keep import Piece
+from gpurho.kept import TileSums
 from gpurho.partition import Triple
 from gpurho.store import TileFile
 from gpurho.virtual import SHARD_FORMAT, settings_digest
@@ -32,12 +34,17 @@ class ShardSink(TileFile):
         Of the run alone: its tiles, and as structure whatever atoms the worker has.
     attempt : str
         A name that no other attempt has.
+    owners : (n_atoms,) int64, optional
+        Numbers in the whole structure of the atoms that the worker has; needed where sums of atoms are kept.
     """
 
-    def __init__(self, folder: Path, name: str, layout: Layout, attempt: str) -> None:
+    def __init__(
+        self, folder: Path, name: str, layout: Layout, attempt: str, owners: NDArray[np.int64] | None = None
+    ) -> None:
         stem = f"{name}.{attempt}"
         super().__init__(folder / f"{name}.h5", folder / f"{stem}.part", folder / f"{stem}.journal", layout)
         self._rows: dict[int, NDArray[np.float64] | None] = {}
+        self._owners = np.arange(len(layout.structure)) if owners is None else owners
         earlier = sorted(folder.glob(f"{name}.*.journal"))
         self.replayed = 0
         try:
@@ -96,8 +103,13 @@ class ShardSink(TileFile):
                 tables["errors"] = np.array(rows, dtype=np.float64)
             for name, table in tables.items():
                 group.create_dataset(name, data=table, track_times=False)
+            if not self.layout.keep.field_alone:
+                found = self._sums.packed(self._owners)
+                for name in ("counts", "atoms", "sums"):
+                    self._h5.create_dataset(f"kept/{name}", data=getattr(found, name), track_times=False)
             self._publish()
         self._journal_path.unlink(missing_ok=True)
+        blobs_path(self._journal_path).unlink(missing_ok=True)
         self.close()
 
 
@@ -114,6 +126,30 @@ def shard_shape(layout: Layout) -> Triple:
     return (a, b, c)
 
 
+def shard_pieces(layout: Layout) -> list[Piece]:
+    """The arrays that a run's shard has a part of."""
+    a, b = layout.tiles.start, layout.tiles.stop
+    return [p for p in layout.pieces if p.plane is None or a[p.plane[0]] <= p.plane[1] < b[p.plane[0]]]
+
+
+def copy_pieces(shard: Any, target: Any, layout: Layout) -> None:
+    """Copy the stored chunks of all but the full fields from an open shard of a run into the open output."""
+    for tile in layout.tiles:
+        for piece in shard_pieces(layout):
+            box = piece.box(tile)
+            if box is None or piece.name in layout.names:
+                continue
+            corner = piece.corner(box)
+            inner = tuple(a - o for a, o in zip(corner, piece.reduced(shard_origin(layout)), strict=True))
+            mask, data = shard[piece.name].id.read_direct_chunk(inner)
+            target[piece.name].id.write_direct_chunk(corner, data, mask)
+
+
+def kept_sums(shard: Any) -> TileSums:
+    """The sums of atoms and the histograms of an open shard."""
+    return TileSums(*(shard[f"kept/{name}"][()] for name in ("counts", "atoms", "sums")))
+
+
 def _create_shard(path: Path, layout: Layout, origin: Sequence[int]) -> Any:
     """A new shard with everything but the tiles; the same bytes for the same run."""
     import h5py
@@ -124,12 +160,12 @@ def _create_shard(path: Path, layout: Layout, origin: Sequence[int]) -> Any:
     h5.attrs["digest"] = settings_digest(layout.settings)
     for name, value in (("start", layout.tiles.start), ("stop", layout.tiles.stop), ("origin", origin)):
         h5.attrs[name] = np.asarray(value, dtype=np.int64)
-    for name in layout.names:
+    for piece in shard_pieces(layout):
         dataset = h5.create_dataset(
-            name,
-            shard_shape(layout),
+            piece.name,
+            piece.reduced(shard_shape(layout)),
             dtype="<f4",
-            chunks=layout.chunk,
+            chunks=piece.chunk,
             shuffle=True,
             compression="gzip",
             compression_opts=1,

@@ -41,6 +41,9 @@ RUNS_PER_WORKER = 16
 WAITING = 2
 """Runs sent out for each worker: the one at work and the next."""
 
+VISIBLE_SECONDS = 90.0
+"""Seconds that a network file system has to show what another node wrote; they keep names for up to a minute."""
+
 POLL_SECONDS = 1.0
 """Seconds between looks for workers that came or went."""
 
@@ -62,12 +65,14 @@ def _run(job: Job, path: Path, resume: bool, progress: bool) -> Density:
         per_run = max(1, len(job.tiles) // (RUNS_PER_WORKER * max(1, _n_workers(client))))
         folder = ShardFolder(path, job.layout(), per_run, resume)
         try:
-            timing = _Work(job, folder, client).run(progress)
+            todo = _Work(job, folder, client)
+            timing = todo.run(progress)
             correction = Correction.conserving(job.conserve, folder.totals(), job.grid.dv, job.electrons)
             density = folder.finish(correction)
         finally:
             folder.close()
     timing.total = time.perf_counter() - begin
+    density.info["tiles"] = todo.tiles
     density.info["timing"] = {**asdict(timing), "points_per_second": timing.points_per_second}
     return density
 
@@ -96,6 +101,7 @@ class _Work:
         self._bins: AtomBins = bin_atoms(structure.positions, structure.cell, structure.pbc)
         self._futures: dict[Future, tuple[Run, Task]] = {}
         self.timing = Timing()
+        self.tiles = {"computed": 0, "taken over": 0}
 
     def run(self, progress: bool) -> Timing:
         """Do all runs; on an error or interrupt, workers stop after the tile that they are at."""
@@ -131,8 +137,9 @@ class _Work:
         try:
             if not task.model.exists():
                 self.job.model.save(task.model)
-            (self.folder.folder / "session.tmp").write_text(self.session)
-            os.replace(self.folder.folder / "session.tmp", self.folder.folder / "session")
+            for old in self.folder.folder.glob("*.session"):  # of a process that was killed: its workers may stop
+                old.unlink(missing_ok=True)
+            task.signal.touch()
         except OSError as error:
             raise StoreError(f"cannot write in {self.folder.folder}: {error.strerror}; make room") from None
 
@@ -176,6 +183,7 @@ class _Work:
                     numbers=structure.numbers[owners],
                     cell=structure.cell,
                     pbc=structure.pbc,
+                    owners=np.asarray(owners, dtype=np.int64),
                 )
             os.replace(new, task.atoms)
         except OSError as error:
@@ -192,11 +200,23 @@ class _Work:
             run, task = self._futures.pop(future)
             facts = self._result(future, run)
             task.atoms.unlink(missing_ok=True)
+            self._await_file(self.folder.shard(run))
+            self.tiles["computed"] += facts["computed"]
+            self.tiles["taken over"] += facts["replayed"]
             timing = facts["timing"]
             for name in ("setup", "features", "network", "wait"):
                 setattr(self.timing, name, getattr(self.timing, name) + timing[name])
             done.append(run)
         return done
+
+    def _await_file(self, shard: Path) -> None:
+        """Wait until a shard from another node is seen here, which a network file system may put off."""
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        while not shard.exists():
+            os.listdir(shard.parent)  # makes such a file system look again
+            if time.monotonic() > deadline:
+                raise StoreError(f"{shard} is finished but not seen here; check that all workers share its folder")
+            time.sleep(0.2)
 
     def _result(self, future: Future, run: Run) -> dict[str, Any]:
         from distributed import CancelledError, KilledWorker
@@ -222,7 +242,7 @@ class _Work:
     def _end(self) -> None:
         """Let workers know that nobody waits any more, and remove what only they needed."""
         with contextlib.suppress(OSError):
-            (self.folder.folder / "session").unlink(missing_ok=True)
+            self._task(self.folder.runs[0]).signal.unlink(missing_ok=True)
         for _, task in self._futures.values():
             with contextlib.suppress(OSError):
                 task.atoms.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpurho.density import Density
 from gpurho.densityfile import existing_difference, open_density
-from gpurho.errors import OutputExistsError, SettingsError, StoreError
+from gpurho.errors import OutputExistsError, StoreError
 from gpurho.fields import Correction
 from gpurho.grid import Grid
 from gpurho.keep import Keep
@@ -173,10 +173,6 @@ def run_job(job: Job, out: str | Path | None = None, *, resume: bool = True, pro
 
 
 def _distributed(job: Job, path: Path | None, resume: bool, progress: bool) -> Density:
-    if not job.keep.field_alone:
-        raise SettingsError(
-            f"keep {job.keep.to_items()} is made by one device; leave out devices and client, or keep the field alone"
-        )
     from gpurho.pipelines.distributed import run_distributed
 
     return run_distributed(job, path, resume, progress)

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpurho.densityfile import Layout
 from gpurho.errors import DeviceError, SettingsError, StoreError
 from gpurho.grid import Grid
+from gpurho.keep import Keep
 from gpurho.partition import TileSet
 from gpurho.pipelines.settings import Job, patient_threads, versions
 from gpurho.pipelines.tiling import Stages, Timing, run_tiles
@@ -51,6 +53,11 @@ class Task:
     def atoms(self) -> Path:
         """The file with the atoms that the run's points see."""
         return self.folder / f"{self.name}.{self.session}.npz"
+
+    @property
+    def signal(self) -> Path:
+        """The file that is there as long as somebody waits."""
+        return self.folder / f"{self.session}.session"
 
     @property
     def model(self) -> Path:
@@ -97,15 +104,17 @@ def _work(task: Task) -> dict[str, Any]:
     facts: dict[str, Any] = {"computed": 0, "replayed": 0, "timing": asdict(Timing()), "loads": _HELD.loads}
     if _is_whole(shard, task):
         return facts
-    structure = _atoms(task)
+    structure, owners = _atoms(task)
     model = _model(task)
+    keep, box = Keep.of(task.settings.get("keep")), task.settings["region"]
+    region = None if box is None else tuple((int(a), int(b)) for a, b in box)
     job = Job(
         structure=structure,
         model=model,
         model_name=task.model.stem,
         grid=task.grid,
         tiles=task.tiles,
-        region=None,
+        region=region,
         device=task.device,
         precision=task.precision,
         uncertainty=task.uncertainty,
@@ -113,9 +122,11 @@ def _work(task: Task) -> dict[str, Any]:
         seed=task.seed,
         conserve=None,
         bins=task.bins,
+        keep=keep,
+        halo=model.spec.descriptor.reach,
     )
-    layout = Layout(task.grid, task.tiles, structure, task.names, task.settings, {})
-    sink = ShardSink(task.folder, task.name, layout, uuid.uuid4().hex[:12])
+    layout = Layout(task.grid, task.tiles, structure, task.names, task.settings, {}, region, keep)
+    sink = ShardSink(task.folder, task.name, layout, uuid.uuid4().hex[:12], owners)
     looked = time.monotonic()
 
     def tick(_: int) -> None:
@@ -161,13 +172,11 @@ def _is_whole(shard: Path, task: Task) -> bool:
 
 
 def _wanted(task: Task) -> bool:
-    try:
-        return (task.folder / "session").read_text() == task.session
-    except OSError:
-        return False
+    # A name of its own for each session: a network file system may show old contents for a while, and no new names.
+    return task.signal.exists()
 
 
-def _atoms(task: Task) -> Structure:
+def _atoms(task: Task) -> tuple[Structure, NDArray[np.int64]]:
     deadline = time.monotonic() + PATIENCE
     while not task.atoms.exists():
         if time.monotonic() > deadline:
@@ -179,7 +188,7 @@ def _atoms(task: Task) -> Structure:
             )
         time.sleep(0.2)
     with np.load(task.atoms, allow_pickle=False) as file:
-        return Structure(file["positions"], file["numbers"], file["cell"], file["pbc"])
+        return Structure(file["positions"], file["numbers"], file["cell"], file["pbc"]), file["owners"]
 
 
 def _model(task: Task) -> Any:

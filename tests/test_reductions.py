@@ -252,6 +252,43 @@ def test_killed_and_resumed_gives_the_same_file(model, tmp_path, field):
     assert [p.name for p in tmp_path.glob("rho.h5.*")] == []
 
 
+# -- several workers --------------------------------------------------------------------------------------------
+
+
+def test_results_do_not_depend_on_the_number_of_workers(model, tmp_path, monkeypatch):
+    """Two workers and many small runs give the bytes of one device; with the field, and in memory too."""
+    pytest.importorskip("distributed")
+    from gpurho.pipelines.cluster import local_client
+
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    region = ((4, 18), (3, 12), (0, 16))
+    with local_client(2, "cpu") as client:
+        for name, changes in (
+            ("few", {"keep": ALL}),
+            ("field", {"keep": ["field", *ALL]}),
+            ("mean", {"keep": ["coarse:2", "atoms"], "uncertainty": None, "conserve": "uniform"}),
+            ("region", {"keep": ALL, "region": region}),
+        ):
+            same = settings(**SHAPE) | changes
+            one, two = tmp_path / f"{name}_one.h5", tmp_path / f"{name}_two.h5"
+            gpurho.predict(aluminium(), model, out=one, **same).close()
+            gpurho.predict(aluminium(), model, out=two, **{**same, "device": None}, client=client).close()
+            assert verify(two) == []
+            if name == "field":
+                a, b = datasets_of(one), datasets_of(two)
+                assert {k: v for k, v in b.items() if not k.startswith("shards/")} == a
+                continue
+            assert one.read_bytes() == two.read_bytes()
+            assert not (tmp_path / f"{name}_two.h5.shards").exists()
+        memory = gpurho.predict(aluminium(), model, keep=ALL, **{**settings(**SHAPE), "device": None}, client=client)
+        with gpurho.Density.open(tmp_path / "few_one.h5") as rho:
+            np.testing.assert_array_equal(memory.coarse.mean, np.asarray(rho.coarse.mean))
+            np.testing.assert_array_equal(memory.slice(0, 0.3).std, rho.slice(0, 0.3).std)
+            np.testing.assert_array_equal(memory.per_atom().electrons_std, rho.per_atom().electrons_std)
+            np.testing.assert_array_equal(memory.histogram("std").counts, rho.histogram("std").counts)
+
+
 # -- sums -------------------------------------------------------------------------------------------------------
 
 
@@ -349,7 +386,7 @@ def test_a_halo_that_may_hide_the_nearest_atom_is_refused(model):
     grid = Grid(shape, structure.cell, pbc=structure.pbc.tolist())
     tile = make_tiles(grid, (9, 9, 8))[0]
     sums = AtomSums(grid, Environment(structure, model.spec.descriptor), "cpu", halo=6.0)
-    with pytest.raises(HaloTooSmallError, match="wider halo"):
+    with pytest.raises(HaloTooSmallError, match="predict on one device"):
         sums(tile, [torch.zeros(tile.n_points, dtype=torch.float64)])
 
 
@@ -413,8 +450,8 @@ def test_blocks_must_fit(model):
         gpurho.predict(atoms, model, keep="coarse:4", **settings(grid=(10, 12, 12)))
     with pytest.raises(GridError, match=r"tile shape \(6, 6, 6\)"):
         gpurho.predict(atoms, model, keep="coarse:4", **settings(grid=(12, 12, 12), tile_shape=(6, 6, 6)))
+    box = ((2, 8), (0, 8), (0, 8))
     with pytest.raises(GridError, match="cuts blocks"):
-        box = ((2, 8), (0, 8), (0, 8))
         gpurho.predict(atoms, model, keep="coarse:4", region=box, **settings(grid=(8, 8, 8)))
     rho = gpurho.predict(atoms, model, keep="coarse:4", spacing=0.45, **settings())
     assert rho.shape == (12, 12, 12)
