@@ -66,6 +66,7 @@ def local_client(devices: int, device: str) -> Iterator[Client]:
     kind = _cluster_class(devices, device)
     from distributed import Client
 
+    before = dict(os.environ)
     try:
         cluster = kind(**local_options(devices, device))
     except (RuntimeError, OSError, TimeoutError, ValueError) as error:
@@ -76,6 +77,9 @@ def local_client(devices: int, device: str) -> Iterator[Client]:
     try:
         with Client(cluster, set_as_default=False) as client:
             client.wait_for_workers(devices, timeout=START_SECONDS)
+            # Dask sets variables of its workers here too; later imports of this process must not meet them.
+            for name in [name for name in os.environ if name not in before]:
+                del os.environ[name]
             yield client
     except TimeoutError as error:
         raise SettingsError(f"devices={devices}: workers did not start within {START_SECONDS} s") from error
