@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,11 +42,11 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[IO[str]]:
-    """A text file that is written beside `path` and put in its place when it is whole."""
+def writing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A file that is written beside `path` and put in its place when it is whole; `mode` is "w" or "wb"."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w") as file:
+        with open(temporary, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from gpurho.errors import GpurhoError, SettingsError, StructureError
+from gpurho.errors import GpurhoError, SettingsError
 
 INTERRUPTED = 130
 
@@ -82,7 +82,7 @@ def _build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--no-resume", action="store_true", help="start again and replace what is at --out")
     predict.add_argument("--plot", type=Path, metavar="FILE", help="write a picture of a slice with its errors")
     predict.add_argument(
-        "--write", type=Path, metavar="FILE", action="append", default=[], help="also *.cube or CHGCAR"
+        "--write", type=Path, metavar="FILE", action="append", default=[], help="also *.cube, CHGCAR, *.vti, *.xyz, ..."
     )
     predict.add_argument("--quiet", action="store_true", help="no progress bar")
     predict.add_argument("--json", action="store_true", help="the summary as JSON")
@@ -96,10 +96,14 @@ def _build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="as JSON")
     plan.set_defaults(run=_plan)
 
-    convert = commands.add_parser("convert", help="from one density file to another")
-    convert.add_argument("source", type=Path, help="*.h5, *.cube or CHGCAR")
-    convert.add_argument("target", type=Path, help="*.h5, *.cube or CHGCAR")
+    convert = commands.add_parser("convert", help="from one density file to another, or to one of atoms")
+    convert.add_argument("source", type=Path, help="*.h5, *.cube, CHGCAR, *.xsf, *.dens or *.vti")
+    convert.add_argument("target", type=Path, help="the same; *.xyz, *.dump: electrons and sigmas of the atoms")
     convert.add_argument("--field", default="mean", choices=("mean", "std", "aleatoric", "epistemic"))
+    convert.add_argument(
+        "--region", type=int, nargs=6, metavar=("I0", "I1", "J0", "J1", "K0", "K1"), help="only this box of grid points"
+    )
+    convert.add_argument("--coarse", metavar="N", help="means over blocks of N points along each axis, or 4x4x2")
     convert.add_argument("--overwrite", action="store_true", help="replace the target")
     convert.set_defaults(run=_convert)
 
@@ -139,7 +143,8 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 def _job_arguments(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
-    parser.add_argument("structure", nargs=nargs, type=Path, help="any file that ASE reads: xyz, cif, POSCAR, ...")
+    parser.add_argument("structure", nargs=nargs, type=Path, help="xyz, cif, POSCAR, LAMMPS, SPARC .ion, ...")
+    parser.add_argument("--species", metavar="Al,Si", help="elements of the types of a LAMMPS file that names none")
     parser.add_argument("--model", default="auto", help="name of a shipped model, or a file (default: by species)")
     parser.add_argument("--device", help="cpu or cuda[:n] (default: the GPU where there is one)")
     parser.add_argument("--devices", type=int, metavar="N", help="so many GPUs, or with --device cpu processes")
@@ -182,18 +187,12 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def read_structure(path: Path) -> Any:
-    """The atoms in a file, by ASE; raises `StructureError` in one line whatever the reader raises."""
-    from ase.io import read
+def read_structure(options: argparse.Namespace) -> Any:
+    """The atoms that a command is about; raises `StructureError` in one line."""
+    from gpurho.pipelines import structures
 
-    if not path.is_file():
-        raise StructureError(f"structure file {path} does not exist; check the name")
-    try:
-        atoms = read(path)
-    except Exception as error:  # each of ASE's many readers fails in its own way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise StructureError(f"structure file {path} cannot be read: {reason}; give a file that ASE reads") from None
-    return atoms[-1] if isinstance(atoms, list) else atoms
+    species = None if options.species is None else [name.strip() for name in options.species.split(",")]
+    return structures.read_structure(options.structure, species)
 
 
 # -- commands ---------------------------------------------------------------------------------------------------
@@ -207,7 +206,7 @@ def _predict(options: argparse.Namespace) -> None:
         kind_of(path)
     if options.plot is not None:
         check_picture_name(options.plot)
-    atoms, settings = read_structure(options.structure), _settings(options)
+    atoms, settings = read_structure(options), _settings(options)
     if options.scheduler is None and options.scheduler_file is None:
         _predict_with(options, atoms, settings)
         return
@@ -241,7 +240,7 @@ def _plan(options: argparse.Namespace) -> None:
     if (options.atoms is None) == (options.structure is None):
         raise SettingsError("a plan needs a structure file or --atoms N --density D; give one of them")
     if options.atoms is None:
-        cost = plan(read_structure(options.structure), **settings)
+        cost = plan(read_structure(options), **settings)
     else:
         foreign = [name for name in ("grid", "region", "conserve") if settings.pop(name) is not None]
         if foreign or settings.pop("client", None) is not None:
@@ -252,9 +251,22 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from gpurho.pipelines.convert import convert
+    from gpurho.formats import kind_of
+    from gpurho.keep import Keep
+    from gpurho.pipelines.convert import CHGCAR_NOTE, convert
 
-    print(f"wrote {convert(options.source, options.target, options.field, options.overwrite)}")
+    i = options.region
+    path = convert(
+        options.source,
+        options.target,
+        options.field,
+        options.overwrite,
+        region=None if i is None else (i[0:2], i[2:4], i[4:6]),
+        coarse=None if options.coarse is None else Keep.of(f"coarse:{options.coarse}").coarse,
+    )
+    print(f"wrote {path}")
+    if kind_of(path) == "chgcar":
+        print(f"note: {CHGCAR_NOTE}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

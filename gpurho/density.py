@@ -374,13 +374,13 @@ class Density:
 
     @classmethod
     def open(cls, path: str | Path) -> Density:
-        """A density from a file: this library's HDF5 (read on demand), cube or CHGCAR (read whole)."""
+        """A density from a file: HDF5 and vti of this library (read on demand), or another format (read whole)."""
         return cast(Density, _upper("gpurho.formats", "read_density")(path))
 
     def write(self, path: str | Path, field: str = "mean") -> Path:
-        """Write to a file; the name says the format: ``*.cube``, ``*CHGCAR*`` or ``*.vasp``, ``*.h5``.
+        """Write to a file; the name says the format: `gpurho.formats`, and ``*.xyz`` or ``*.dump`` for sums of atoms.
 
-        `field` is "mean", "aleatoric", "epistemic" or "std"; HDF5 takes all of them. The field is read in slabs.
+        `field` is "mean", "aleatoric", "epistemic" or "std"; HDF5 and vti take all of them. It is read in slabs.
         """
         return cast(Path, _upper("gpurho.formats", "write_density")(self, path, field))
 

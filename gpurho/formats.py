@@ -1,8 +1,9 @@
-"""Files of densities, in and out: Gaussian cube, VASP's CHGCAR, XCrySDen's xsf, SPARC's .dens, this library's HDF5.
+"""Files of densities, in and out: Gaussian cube, VASP's CHGCAR, XCrySDen's xsf, SPARC's .dens, VTK's vti, our HDF5.
 
 The name of a file says its format. Writers read the field in slabs, so that a field on disk is never loaded whole, and
 put a file in its place when it is whole. What each format means by its numbers stands in its own module:
-`gpurho.formats_cube`, `gpurho.formats_vasp`, `gpurho.formats_xsf`, `gpurho.formats_sparc`.
+`gpurho.formats_cube`, `gpurho.formats_vasp`, `gpurho.formats_xsf`, `gpurho.formats_sparc`, `gpurho.formats_vti`.
+Files of atoms with what the density says of each are written too: `gpurho.formats_atoms`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from gpurho.density import Density
 from gpurho.densityfile import Layout, open_density
 from gpurho.errors import FormatError
 from gpurho.fields import NAMES, Field
+from gpurho.formats_atoms import write_dump, write_extxyz
 from gpurho.formats_cube import read_cube, write_cube
 from gpurho.formats_sparc import read_dens, write_dens
 from gpurho.formats_vasp import read_chgcar, write_chgcar
+from gpurho.formats_vti import read_vti, write_vti
 from gpurho.formats_xsf import read_xsf, write_xsf
 from gpurho.partition import make_tiles
 from gpurho.store import FileSink
@@ -31,7 +34,8 @@ from gpurho.units import PER_BOHR3
 if TYPE_CHECKING:
     from ase import Atoms
 
-FORMATS = "*.h5, *.cube, *CHGCAR* or *.vasp, *.xsf, *.dens"
+FORMATS = "*.h5, *.cube, *CHGCAR* or *.vasp, *.xsf, *.dens, *.vti"
+ATOM_FORMATS = "*.xyz, *.dump or *.lammpstrj"
 UNITS = {"e/angstrom^3": 1.0, "e/bohr^3": PER_BOHR3}
 WHOLE_TOLERANCE = 0.01
 """Largest distance from a whole number at which an integral still tells the number of electrons."""
@@ -44,29 +48,44 @@ _ENDINGS = {
     ".xsf": "xsf",
     ".dens": "dens",
     ".vasp": "chgcar",
+    ".vti": "vti",
+    ".xyz": "extxyz",
+    ".extxyz": "extxyz",
+    ".dump": "dump",
+    ".lammpstrj": "dump",
 }
 _Writer = Callable[[IO[str], Density, Field, str], None]
 _WRITERS: dict[str, _Writer] = {"cube": write_cube, "chgcar": write_chgcar, "xsf": write_xsf, "dens": write_dens}
+_ATOM_WRITERS: dict[str, Callable[[IO[str], Density], None]] = {"extxyz": write_extxyz, "dump": write_dump}
 
 
 def kind_of(path: str | Path) -> str:
-    """ "hdf5", "cube", "chgcar", "xsf" or "dens", from the name of a file."""
+    """The format that the name of a file says: "hdf5", "cube", "chgcar", "xsf", "dens", "vti", "extxyz" or "dump".
+
+    The last two are of atoms (`holds_atoms`) and are written only.
+    """
     name = Path(path).name.lower()
     ending = Path(name).suffix
     if ending in _ENDINGS:
         return _ENDINGS[ending]
     if "chgcar" in name or name == "chg" or name.startswith("aeccar"):
         return "chgcar"
-    raise FormatError(f"{path}: the name does not say the format; give {FORMATS}")
+    raise FormatError(f"{path}: the name does not say the format; give {FORMATS}, or of atoms {ATOM_FORMATS}")
+
+
+def holds_atoms(path: str | Path) -> bool:
+    """Whether the name of a file says a format of atoms, with sums of the density over the points of each."""
+    return kind_of(path) in _ATOM_WRITERS
 
 
 def read_density(path: str | Path, unit: str | None = None) -> Density:
-    """A density from a file; HDF5 is read on demand, the others whole, and these have no uncertainty.
+    """A density from a file; HDF5 and vti are read on demand, the others whole, and these have no uncertainty.
 
     Parameters
     ----------
     path : path
-        The name says the format: ``*.h5``, ``*.cube``, ``*CHGCAR*`` or ``*.vasp``, ``*.xsf``, ``*.dens``.
+        The name says the format: ``*.h5``, ``*.cube``, ``*CHGCAR*`` or ``*.vasp``, ``*.xsf``, ``*.dens``, or ``*.vti``
+        that this library wrote.
     unit : str, optional
         "e/angstrom^3" or "e/bohr^3": unit of the values of a cube or xsf file that keeps to another than its format's
         usual one, e/Bohr^3.
@@ -78,6 +97,8 @@ def read_density(path: str | Path, unit: str | None = None) -> Density:
         does not match the cell of its atoms.
     """
     kind, source = kind_of(path), Path(path)
+    if kind in _ATOM_WRITERS:
+        raise FormatError(f"{path}: the name does not say the format of a density but of atoms; give {FORMATS}")
     if unit is not None and (kind not in ("cube", "xsf") or unit.lower() not in UNITS):
         raise FormatError(
             f"unit {unit!r} does not go with {path}; give {' or '.join(UNITS)}, for a cube or xsf file alone"
@@ -85,6 +106,9 @@ def read_density(path: str | Path, unit: str | None = None) -> Density:
     if kind == "hdf5":
         return open_density(path)
     scale = None if unit is None else UNITS[unit.lower()]
+    if kind == "vti":
+        with reading(source, kind):
+            return read_vti(source)
     with reading(source, kind), open(source, encoding="utf-8", errors="replace") as file:
         reader = TextReader(file, source)
         if kind == "cube":
@@ -97,12 +121,24 @@ def read_density(path: str | Path, unit: str | None = None) -> Density:
 def write_density(density: Density, path: str | Path, field: str = "mean") -> Path:
     """Write a density; see `Density.write`."""
     target, kind = Path(path), kind_of(path)
+    if kind in _ATOM_WRITERS:
+        if not np.allclose(density.grid.cell, density.structure.cell, rtol=0, atol=1e-6):
+            raise FormatError(
+                f"{target} is to hold the electrons of all atoms, and this density is of a part of the cell; give that"
+                " of the whole cell, or predict it with keep='atoms' (--keep atoms)"
+            )
+        with writing(target) as file:
+            _ATOM_WRITERS[kind](file, density)
+        return target
     values = getattr(density, field) if field in (*NAMES, "std") else None
     if values is None:
         known = "'mean', 'aleatoric', 'epistemic' or 'std'" if density.uncertain else "'mean', the only one it has"
         raise FormatError(f"the density has no field {field!r}; give {known}")
     if kind == "hdf5":
         _write_hdf5(density, target)
+    elif kind == "vti":
+        with writing(target, "wb") as file:
+            write_vti(file, density)
     else:
         with writing(target) as file:
             _WRITERS[kind](file, density, values, field)

@@ -19,7 +19,7 @@ from gpurho.density import Density
 from gpurho.errors import FormatError
 from gpurho.fields import Field
 from gpurho.formats_cube import parse_cube, put_head
-from gpurho.formats_vasp import spans_cell
+from gpurho.formats_vasp import refuse_part
 from gpurho.grid import Grid
 from gpurho.structure import Structure
 from gpurho.units import BOHR, PER_ANGSTROM3, PER_BOHR3
@@ -244,10 +244,7 @@ def _same_cell(path: Path, cell: NDArray[np.float64], named: NDArray[np.float64]
 
 def write_dens(file: IO[str], density: Density, values: Field, field: str) -> None:
     """Write one field of a density in the layout of SPARC, which reads it back through INPUT_DENS_FILE."""
-    if not spans_cell(density):
-        raise FormatError(
-            "a .dens file holds the whole cell, and this density is of a part of it; write a *.cube instead"
-        )
+    refuse_part(density, "a .dens file")
     put_dens_head(file, density.structure, density.grid.shape, f"Electron density ({field})")
     for slab in slabs(values, 0):
         put_rows(file, slab.reshape(-1, density.shape[2]).astype(np.float64) * PER_ANGSTROM3, "  %.8E")

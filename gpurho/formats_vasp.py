@@ -2,6 +2,9 @@
 
 The grid spans the cell of the structure. Of a spin-polarised file the first block is the total density and the others
 are magnetisations, which are left out, as are the augmentation occupancies.
+
+A predicted density is that of valence electrons and pseudopotentials: a file written here holds no augmentation
+occupancies, so that it serves pictures and analysis, and VASP cannot keep to it (ICHARG = 11) where it uses PAW.
 """
 
 from __future__ import annotations
@@ -26,16 +29,27 @@ def spans_cell(density: Density) -> bool:
     return bool(np.allclose(grid.cell, cell, rtol=0, atol=1e-6) and np.allclose(grid.origin, 0))
 
 
+def refuse_part(density: Density, what: str, origin: bool = False) -> None:
+    """Raise `FormatError` unless the grid is that of the whole cell; with `origin` it may begin anywhere in it."""
+    grid = density.grid
+    if not np.allclose(grid.cell, density.structure.cell, rtol=0, atol=1e-6):
+        raise FormatError(f"{what} holds the whole cell, and this density is of a part of it; write a *.cube instead")
+    if not origin and not spans_cell(density):
+        raise FormatError(
+            f"{what} has its first point at the corner of the cell, and this grid begins at"
+            f" {np.round(grid.origin, 4).tolist()}, as that of a coarse field does; write a *.cube or *.xsf instead"
+        )
+
+
 def write_chgcar(file: IO[str], density: Density, values: Field, field: str) -> None:
     """Write one field of a density as a CHGCAR."""
     from ase.data import chemical_symbols
 
     grid, structure = density.grid, density.structure
-    if not spans_cell(density):
-        raise FormatError("a CHGCAR holds the whole cell, and this density is of a part of it; write a *.cube instead")
+    refuse_part(density, "a CHGCAR")
     order = np.argsort(structure.numbers, kind="stable")
     groups = [(z, len(list(g))) for z, g in groupby(structure.numbers[order].tolist())]
-    file.write(f"gpurho electron density, {field}\n   1.00000000000000\n")
+    file.write(f"gpurho {field} density, no PAW augmentation\n   1.00000000000000\n")
     for row in grid.cell:
         file.write(f" {fixed(row, 21, 16)}\n")
     file.write("".join(f" {chemical_symbols[z]:>5}" for z, _ in groups) + "\n")

@@ -16,7 +16,7 @@ from gpurho._textfields import TextReader, fixed, floats, put_rows, slabs
 from gpurho.density import Density
 from gpurho.errors import FormatError
 from gpurho.fields import Field
-from gpurho.formats_vasp import spans_cell
+from gpurho.formats_vasp import refuse_part
 from gpurho.grid import Grid
 from gpurho.structure import Structure
 from gpurho.units import PER_BOHR3
@@ -32,17 +32,14 @@ _REPEAT_TOLERANCE = 1e-4
 def write_xsf(file: IO[str], density: Density, values: Field, field: str) -> None:
     """Write one field of a density as an xsf file."""
     grid, structure = density.grid, density.structure
-    if not spans_cell(density):
-        raise FormatError(
-            "an xsf file holds the whole cell, and this density is of a part of it; write a *.cube instead"
-        )
+    refuse_part(density, "an xsf file", origin=True)
     file.write(f"# electron density, {field}, e/angstrom^3, written by gpurho\nCRYSTAL\nPRIMVEC\n")
     vectors = "".join(f" {fixed(row, 19, 14)}\n" for row in grid.cell)
     file.write(f"{vectors}PRIMCOORD\n{len(structure):5d} 1\n")
     for number, position in zip(structure.numbers, structure.positions, strict=True):
         file.write(f"{number:5d} {fixed(position, 19, 12)}\n")
     file.write("BEGIN_BLOCK_DATAGRID_3D\nelectron_density_in_e/angstrom^3\nBEGIN_DATAGRID_3D_density\n")
-    file.write(" ".join(str(n + 1) for n in grid.shape) + f"\n {fixed(np.zeros(3), 19, 14)}\n{vectors}")
+    file.write(" ".join(str(n + 1) for n in grid.shape) + f"\n {fixed(grid.origin, 19, 14)}\n{vectors}")
     for slab in slabs(values, 2):
         _put_planes(file, slab)
     _put_planes(file, np.asarray(values[:, :, 0:1]))

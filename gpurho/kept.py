@@ -249,7 +249,7 @@ class Kept:
     def charges(self, n_atoms: int, dv: float, correction: Correction, correlation_volume: float) -> AtomCharges:
         """Electrons of atoms, as `gpurho.peratom.per_atom` finds them from a field."""
         assert self.atom_sums is not None  # asked for where atoms were kept
-        electrons, volumes, std = np.empty(n_atoms), np.empty(n_atoms), np.empty(n_atoms)
+        electrons, volumes, independent, common = (np.empty(n_atoms) for _ in range(4))
         uncertain = True
         for start in range(0, n_atoms, ROWS):
             rows = slice(start, min(start + ROWS, n_atoms))
@@ -260,9 +260,11 @@ class Kept:
             volumes[rows] = found["points"] * dv
             if uncertain:
                 electrons[rows] += correction.shift * (found["aleatoric2"] + found["epistemic2"]) * dv
-                independent = np.sqrt(found["aleatoric2"] * dv * max(dv, correlation_volume))
-                std[rows] = correction.scale * np.hypot(independent, found["epistemic"] * dv)
-        return AtomCharges(electrons, std if uncertain else None, volumes)
+                noise = np.sqrt(found["aleatoric2"] * dv * max(dv, correlation_volume))
+                independent[rows], common[rows] = correction.scale * noise, correction.scale * found["epistemic"] * dv
+        if not uncertain:
+            return AtomCharges(electrons, None, volumes)
+        return AtomCharges(electrons, np.hypot(independent, common), volumes, independent, common)
 
     def histogram(self, name: str, correction: Correction) -> Histogram:
         """The histogram of the corrected "mean" or "std"."""

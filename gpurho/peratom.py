@@ -24,13 +24,15 @@ class AtomCharges:
     """Electrons of each atom with standard deviations and the volume of its points, (n_atoms,) each.
 
     `electrons_std` adds aleatoric errors as independent beyond a correlation volume, as `Density.electrons_std` does,
-    and the epistemic ones as one common error, or as the weights' posterior says; None without uncertainty. Volumes
-    in angstrom^3.
+    and the epistemic ones as one common error, or as the weights' posterior says; `electrons_aleatoric` and
+    `electrons_epistemic` are these two parts. None without uncertainty. Volumes in angstrom^3.
     """
 
     electrons: NDArray[np.float64]
     electrons_std: NDArray[np.float64] | None
     volumes: NDArray[np.float64]
+    electrons_aleatoric: NDArray[np.float64] | None = None
+    electrons_epistemic: NDArray[np.float64] | None = None
 
 
 def per_atom(
@@ -64,11 +66,11 @@ def per_atom(
             tick(values.size)
     dv = grid.dv
     known = aleatoric is not None and epistemic is not None
-    std = None
-    if known:
-        common = common * dv if epistemic_std is None else epistemic_std * volumes * dv
-        std = np.hypot(np.sqrt(independent * dv * max(dv, correlation_volume)), common)
-    return AtomCharges(electrons * dv, std, volumes * dv)
+    if not known:
+        return AtomCharges(electrons * dv, None, volumes * dv)
+    common = common * dv if epistemic_std is None else epistemic_std * volumes * dv
+    independent = np.sqrt(independent * dv * max(dv, correlation_volume))
+    return AtomCharges(electrons * dv, np.hypot(independent, common), volumes * dv, independent, common)
 
 
 def _flat(field: Field, box: Box) -> NDArray[np.float64]:

@@ -1,24 +1,49 @@
-"""From one density file to another."""
+"""From one density file to another, whole or in part, or to a file of atoms."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpurho.density import Density
-from gpurho.errors import OutputExistsError
+from gpurho.errors import OutputExistsError, SettingsError
+from gpurho.formats import holds_atoms, kind_of
+from gpurho.views import coarsened, part_of
+
+CHGCAR_NOTE = "a CHGCAR of gpurho has no PAW augmentation occupancies: for pictures and analysis, not for ICHARG = 11"
 
 
-def convert(source: str | Path, target: str | Path, field: str = "mean", overwrite: bool = False) -> Path:
+def convert(
+    source: str | Path,
+    target: str | Path,
+    field: str = "mean",
+    overwrite: bool = False,
+    *,
+    region: Sequence[Sequence[int]] | None = None,
+    coarse: int | Sequence[int] | None = None,
+) -> Path:
     """Write the density of `source` to `target`; their names say the formats.
+
+    A field in HDF5 or vti is read and written block by block, so that it never needs room in memory.
 
     Parameters
     ----------
     source, target : path
-        ``*.h5``, ``*.cube``, or ``*CHGCAR*`` (also ``*.vasp``).
+        ``*.h5``, ``*.cube``, ``*CHGCAR*`` (also ``*.vasp``), ``*.xsf``, ``*.dens`` or ``*.vti``. A target ``*.xyz``
+        (extended xyz), ``*.dump`` or ``*.lammpstrj`` (LAMMPS) takes the atoms with their electrons, sigmas and volumes.
     field : str
-        "mean", "aleatoric", "epistemic" or "std"; HDF5 takes all that there are.
+        "mean", "aleatoric", "epistemic" or "std"; HDF5 and vti take all that there are, and have to be given "mean".
     overwrite : bool
         Replace `target` where it exists.
+    region : ((i0, i1), (j0, j1), (k0, k1)), optional
+        Only this box of grid points, stops exclusive.
+    coarse : int or 3 ints, optional
+        Means over blocks of so many points along each axis, after `region`.
+
+    Returns
+    -------
+    Path
+        `target`.
 
     Raises
     ------
@@ -26,9 +51,19 @@ def convert(source: str | Path, target: str | Path, field: str = "mean", overwri
         For files that cannot be read or written.
     OutputExistsError
         When `target` exists and `overwrite` is False.
+    GridError, SettingsError
+        For a region or blocks that do not go with the grid, or with the target's format.
     """
     path = Path(target)
+    kind, atoms = kind_of(path), holds_atoms(path)
+    if atoms and (region is not None or coarse is not None):
+        raise SettingsError(f"{path} is to hold sums over the whole field; leave out region and coarse")
+    if field != "mean" and (atoms or kind in ("hdf5", "vti")):
+        raise SettingsError(f"{path} takes all fields that there are; leave out field={field!r} (--field {field})")
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} exists; give another name, or overwrite=True (--overwrite) to replace it")
     with Density.open(source) as density:
-        return density.write(path, field)
+        view = density if region is None else part_of(density, region)
+        if coarse is not None:
+            view = coarsened(view, coarse)
+        return view.write(path, field)

@@ -1,4 +1,4 @@
-"""Structures from files and into files, by ASE."""
+"""Structures from files and into files, by ASE; those of LAMMPS and SPARC by `gpurho.pipelines.structurefiles`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpurho.errors import FormatError, OutputExistsError, StoreError, StructureError
+from gpurho.errors import FormatError, GpurhoError, OutputExistsError, StoreError, StructureError
+from gpurho.pipelines.structurefiles import read_special
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -16,27 +17,36 @@ WHOLE = ("extxyz", "traj")
 """ASE's formats that hold many frames, and ``info`` with each."""
 
 
-def read_structures(path: Path) -> list[Atoms]:
-    """Every frame of a file, or those of ``file@start:stop:step`` as ASE has it.
+def read_structures(path: Path, species: Sequence[str] | None = None, index: str = ":") -> list[Atoms]:
+    """Frames of a file: those of `index`, or of ``file@start:stop:step`` as ASE has it.
+
+    Whatever ASE reads, data files and dumps of LAMMPS by whatever name, and ``.ion`` of SPARC with its ``.inpt``.
+    `species` are the elements of the types 1, 2, ... of a file of LAMMPS that does not name them.
 
     Raises `StructureError` in one line whatever the reader raises.
     """
     from ase.io import read
 
-    index = ":"
     if not path.is_file() and "@" in path.name:
         name, _, index = path.name.rpartition("@")
         path = path.with_name(name)
     if not path.is_file():
         raise StructureError(f"structure file {path} does not exist; check the name")
     try:
-        frames = read(path, index=index)
+        frames = read_special(path, index, species) or read(path, index=index)
+    except GpurhoError as error:
+        raise StructureError(str(error)) from None
     except Exception as error:  # each of ASE's many readers fails in its own way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise StructureError(f"structure file {path} cannot be read: {reason}; give a file that ASE reads") from None
     if not frames:
         raise StructureError(f"structure file {path} holds no structure")
     return list(frames) if isinstance(frames, list) else [frames]
+
+
+def read_structure(path: Path, species: Sequence[str] | None = None) -> Atoms:
+    """The last frame of a file; see `read_structures`."""
+    return read_structures(path, species, "-1")[-1]
 
 
 def check_snapshots_name(path: Path, overwrite: bool = False) -> None:

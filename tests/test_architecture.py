@@ -55,7 +55,8 @@ LAYERS = [
         "atomerrors",
         "datasets",
     }
-    | {"formats", "formats_cube", "formats_vasp", "formats_xsf", "formats_sparc", "_textfields"},
+    | {"formats", "formats_cube", "formats_vasp", "formats_xsf", "formats_sparc", "_textfields"}
+    | {"formats_vti", "formats_atoms", "views"},
     {"dft", "sampling", "labelstore", "energy", "eos", "trainingset", "training"}
     | {
         "contraction",
