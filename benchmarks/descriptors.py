@@ -47,21 +47,27 @@ DISTANCE_TOLERANCE, COSINE_TOLERANCE, TIE, SMOOTH_TOLERANCE = 1e-5, 1e-4, 1e-5, 
 
 
 @dataclass
-class Case:
-    """What every method gets.
+class Surroundings:
+    """The atoms in and around a cubic cell.
 
-    `images` (n_images, 3) are the atoms in and around the cell, `owners` (n_images,) their atoms, and `partners`
-    (n_atoms, k, 3) the vectors from each atom to the `k` nearest others: all made before the clock starts.
+    `images` (n_images, 3) are their positions, `owners` (n_images,) the atoms of the cell that they are images of, and
+    `partners` (n_atoms, k, 3) the vectors from each atom of the cell to the `k` nearest others; angstrom.
     """
+
+    images: F64
+    owners: I64
+    partners: F64
+
+
+@dataclass
+class Case(Surroundings):
+    """What every method gets: all of it made before the clock starts."""
 
     structure: Structure
     spec: DescriptorSpec
     smooth: DescriptorSpec
     grid: Grid
     points: F64
-    images: F64
-    owners: I64
-    partners: F64
     ties: NDArray[np.bool_]
 
 
@@ -71,6 +77,20 @@ class Method:
 
     name: str
     run: Callable[[NDArray[np.float32] | None], None]
+
+
+def surroundings(positions: F64, edge: float, cutoff: float, k: int) -> Surroundings:
+    """Of atoms at `positions` (n, 3) within a cube, every image within `cutoff` of it and the `k` partners of each."""
+    from scipy.spatial import cKDTree
+
+    reach = int(np.ceil(cutoff / edge))
+    shifts = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
+    images = (positions + shifts * edge).reshape(-1, 3)
+    owners = np.tile(np.arange(len(positions)), len(shifts))
+    near = ((images >= -cutoff) & (images <= edge + cutoff)).all(axis=1)
+    images, owners = np.ascontiguousarray(images[near]), owners[near]
+    index = cKDTree(images).query(positions, k=k + 1)[1]
+    return Surroundings(images, owners, images[index[:, 1:]] - positions[:, None])
 
 
 def make_case(cells: int, spacing_bohr: float, planes: int | None) -> Case:
@@ -95,27 +115,20 @@ def make_case(cells: int, spacing_bohr: float, planes: int | None) -> Case:
     planes = min(planes or grid.shape[0], grid.shape[0])
     points = grid.points((0, 0, 0), (planes, *grid.shape[1:]))
 
-    reach = int(np.ceil(spec.cutoff / edge))
-    shifts = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 1, 3)
-    images = (positions + shifts * edge).reshape(-1, 3)
-    owners = np.tile(np.arange(len(positions)), len(shifts))
-    near = ((images >= -spec.cutoff) & (images <= edge + spec.cutoff)).all(axis=1)
-    images, owners = np.ascontiguousarray(images[near]), owners[near]
-    k = spec.n_angle_neighbors
-    tree = cKDTree(images)
-    distances, index = tree.query(positions, k=k + 2)
-    partners = images[index[:, 1 : k + 1]] - positions[:, None]
+    around = surroundings(positions, edge, spec.cutoff, spec.n_angle_neighbors)
+    tree = cKDTree(around.images)
+    distances, index = tree.query(positions, k=spec.n_angle_neighbors + 2)
     # An atom has tied partners where two of its k + 1 nearest others are equally far, a point likewise.
     tied_atoms = (np.diff(distances[:, 1:]) < TIE).any(axis=1)
     ties = np.empty(len(points), bool)
     for begin in range(0, len(points), CHUNK):
         part = slice(begin, begin + CHUNK)
         distances, index = tree.query(points[part], k=spec.n_angle_atoms + 1, workers=-1)
-        ties[part] = (np.diff(distances) < TIE).any(axis=1) | tied_atoms[owners[index[:, :-1]]].any(axis=1)
-    return Case(structure, spec, smooth, grid, points, images, owners, partners, ties)
+        ties[part] = (np.diff(distances) < TIE).any(axis=1) | tied_atoms[around.owners[index[:, :-1]]].any(axis=1)
+    return Case(**vars(around), structure=structure, spec=spec, smooth=smooth, grid=grid, points=points, ties=ties)
 
 
-def cosines(case: Case, points: F64, index: I64) -> F64:
+def cosines(case: Surroundings, points: F64, index: I64) -> F64:
     """Set II by vectorised NumPy: (n_points, n_angle_atoms * k) for the indices of the nearest images."""
     first = case.images[index] - points[:, None]
     second = first[:, :, None, :] + case.partners[case.owners[index]]
