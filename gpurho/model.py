@@ -168,7 +168,7 @@ class DensityModel:
         batch_size: int | None = None,
     ) -> Evaluator:
         """The fast path from features to densities; see `gpurho.evaluator.Evaluator`."""
-        from gpurho.evaluator import check_uncertainty, resolve_device, resolve_precision
+        from gpurho.evaluator import check_uncertainty, cpu_batch, resolve_device, resolve_precision
 
         where = resolve_device(device)
         resolved = resolve_precision(precision, where)
@@ -176,6 +176,8 @@ class DensityModel:
         dtype = torch.bfloat16 if resolved == "bf16" else torch.float32
         if self.spec.network.n_hidden == 0:
             dtype, resolved = torch.float32, "fp32"  # the output layer, which is all there is, runs in float32
+        if batch_size is None and where.type == "cpu":
+            batch_size = cpu_batch(self.spec.network.shapes(self.spec.descriptor.n_features)[-1][1], resolved)
         networks = [frozen(self.prediction_network(dtype, uncertainty), where)]
         if uncertainty == "sampled":
             for index in range(samples):
