@@ -252,8 +252,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     from gpurho.formats import kind_of
-    from gpurho.keep import Keep
-    from gpurho.pipelines.convert import CHGCAR_NOTE, convert
+    from gpurho.pipelines.convert import CHGCAR_NOTE, blocks_of, convert
 
     i = options.region
     path = convert(
@@ -262,7 +261,7 @@ def _convert(options: argparse.Namespace) -> None:
         options.field,
         options.overwrite,
         region=None if i is None else (i[0:2], i[2:4], i[4:6]),
-        coarse=None if options.coarse is None else Keep.of(f"coarse:{options.coarse}").coarse,
+        coarse=None if options.coarse is None else blocks_of(options.coarse),
     )
     print(f"wrote {path}")
     if kind_of(path) == "chgcar":

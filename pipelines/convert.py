@@ -13,6 +13,23 @@ from gpurho.views import coarsened, part_of
 CHGCAR_NOTE = "a CHGCAR of gpurho has no PAW augmentation occupancies: for pictures and analysis, not for ICHARG = 11"
 
 
+def blocks_of(text: str) -> tuple[int, ...]:
+    """The points of a block from "4" or "4x4x2".
+
+    Raises
+    ------
+    SettingsError
+        For other words; numbers are looked at by `gpurho.views.coarsened`.
+    """
+    try:
+        parts = tuple(int(part) for part in text.split("x"))
+    except ValueError:
+        parts = ()
+    if len(parts) not in (1, 3):
+        raise SettingsError(f"coarse {text!r} does not say the points of a block; give e.g. 4 or 4x4x2 (--coarse 4)")
+    return parts * 3 if len(parts) == 1 else parts
+
+
 def convert(
     source: str | Path,
     target: str | Path,

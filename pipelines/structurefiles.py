@@ -146,7 +146,7 @@ def _data(path: Path, species: Sequence[str] | None) -> list[Atoms]:
         if not names:
             raise
         raise StructureError(
-            f"structure file {path} has type {error} and species names {len(names)}; name one of each type"
+            f"structure file {path} has type {error.args[0]} and species names {len(names)}; name one of each type"
         ) from None
     assert not isinstance(atoms, list)  # a data file holds one structure
     atoms.set_celldisp(np.zeros(3))
