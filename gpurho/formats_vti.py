@@ -233,7 +233,11 @@ def _field(stored: NDArray[Any]) -> Field:
     if not isinstance(stored, np.memmap):
         return np.ascontiguousarray(values, dtype=np.float32)
 
+    path, offset, shape = str(stored.filename), stored.offset, stored.shape
+
     def read(box: Box) -> NDArray[np.float32]:
-        return np.array(values[box], dtype=np.float32, order="C")
+        # Mapped anew each time, so that pages that were read do not stay in memory.
+        mapped = np.memmap(path, stored.dtype, "r", offset, shape)
+        return np.array(mapped.transpose(2, 1, 0)[box], dtype=np.float32, order="C")
 
     return LazyField(read, (i, j, k))
