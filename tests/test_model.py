@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from gpurho.descriptors import DescriptorSpec
 from gpurho.errors import DeviceError, ModelError, SettingsError
-from gpurho.evaluator import cpu_has_bf16, resolve_precision
+from gpurho.evaluator import cpu_batch, cpu_has_bf16, resolve_precision
 from gpurho.layers import DensityNetwork, NetworkSpec
 from gpurho.model import (
     DensityModel,
@@ -183,6 +183,14 @@ def test_a_row_does_not_depend_on_its_place_in_the_batch() -> None:
         evaluate = model.evaluator(precision=precision)
         for a, b in zip(evaluate(x), evaluate(x[order]), strict=True):
             assert torch.equal(a[order], b)
+
+
+@pytest.mark.parametrize(
+    ("width", "precision", "points"),
+    [(64, "fp32", 4096), (250, "bf16", 2048), (250, "fp32", 1024), (8192, "fp32", 512)],
+)
+def test_batches_on_a_cpu_follow_the_width(width: int, precision: str, points: int) -> None:
+    assert cpu_batch(width, precision) == points
 
 
 def test_evaluator_against_the_training_network(model: DensityModel) -> None:
