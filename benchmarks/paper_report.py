@@ -50,7 +50,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(14, 4.6 * len(groups)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = np.atleast_2d(figure.subplots(len(groups), 2))
-    names = {"paper": "paper's way", "same": "gpurho, same network", "shipped": "gpurho, shipped model's shape"}
+    names = {"paper": "paper's way", "same": "gpurho, same network", "shipped": "gpurho, shipped model"}
     stages = {"descriptors": "#0072b2", "network": "#e69f00", "rest": "#999999"}
     marks = dict(zip(KINDS, (("o", "#000000"), ("s", "#0072b2"), ("D", "#009e73"), ("^", "#d55e00")), strict=True))
     for (left, right), columns in zip(panels, groups.values(), strict=True):
@@ -65,7 +65,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
             seconds = row["cpu_seconds"]
             left.text(102, y, f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s", va="center", fontsize=8)
         left.set_xlim(0, 118)
-        left.set_xlabel("share of the CPU time, %, and all of it at the right")
+        left.set_xticks([0, 50, 100], ["0", "50 %", "100 % of the CPU time"])
         left.set_title(
             f"{largest['system']} atoms, {largest['points'] / 1e6:.2f} million points, one thread", fontsize=10
         )
@@ -83,7 +83,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         right.minorticks_off()
         right.set_title("against the paper's way (dotted: goal)", fontsize=10)
         right.grid(alpha=0.3)
-    panels[0, 0].legend(loc="center left", fontsize=8)
+    panels[0, 0].legend(loc="upper center", bbox_to_anchor=(0.42, -0.1), ncols=3, fontsize=8, frameon=False)
     handles = [Line2D([], [], linestyle="", marker=m, color=c, label=k) for k, (m, c) in marks.items()]
     handles.append(
         Line2D(

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from gpurho.errors import GpurhoError, SettingsError
+from gpurho.errors import GpurhoError, ModelError, SettingsError
 
 INTERRUPTED = 130
 
@@ -133,6 +133,7 @@ def _build_parser() -> argparse.ArgumentParser:
     paper.add_parser(commands)
 
     models = commands.add_parser("models", help="the models that come with the library")
+    models.add_argument("name", nargs="?", help="print the card of this one: data, accuracy, where not to use it")
     models.add_argument("--json", action="store_true", help="as JSON, with all that is known of each")
     models.set_defaults(run=_models)
 
@@ -296,11 +297,19 @@ def _models(options: argparse.Namespace) -> None:
     from gpurho.pipelines.models import models
 
     found = models()
+    if options.name is not None:
+        found = [m for m in found if m.name == options.name]
+        if not found:
+            names = ", ".join(m.name for m in models()) or "none"
+            raise ModelError(f"model {options.name!r} is not shipped (shipped: {names})")
     if options.json:
         print(json.dumps([{"name": m.name, "path": str(m.path), "spec": m.spec.to_dict()} for m in found]))
         return
     if not found:
         print("no model is shipped with this installation; train one with gpurho train, and pass --model FILE")
+    if options.name is not None and (card := found[0].path.with_suffix(".md")).is_file():
+        print(card.read_text(), end="")
+        return
     for m in found:
         valence = ", ".join(f"{s} ({m.spec.valence[s]:g} electrons)" for s in m.spec.species)
         label = ", ".join(f"{k} {v}" for k, v in m.spec.dft.items() if isinstance(v, str | int | float))

@@ -112,6 +112,12 @@ def test_models_and_check(capsys):
     assert main(["models"]) == 0
     assert main(["models", "--json"]) == 0
     assert isinstance(json.loads(capsys.readouterr().out.splitlines()[-1]), list)
+    for name in ("al", "sige"):
+        assert main(["models", name]) == 0
+        card = capsys.readouterr().out
+        assert card.startswith(f"# {name}:")
+        assert "Not for" in card
+    assert "'gold' is not shipped" in failure(capsys, ["models", "gold"])
     assert main(["check"]) == 0
     text = capsys.readouterr().out
     for name in ("torch", "numba", "cuda", "precision", "torch-cluster", "pyg-lib", "dask-cuda", "cupy", "models"):
