@@ -19,6 +19,7 @@ from gpurho.grid import Grid
 from gpurho.kernels.batches import Batches, grid_batches, point_batches
 from gpurho.partition import Tile
 from gpurho.structure import Structure, as_structure
+from gpurho.threads import launch_numba
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -267,6 +268,7 @@ class Environment:
         self.structure, self.spec, self.device = structure, spec, str(device)
         if self.device != "cpu" and not self.device.startswith("cuda"):
             raise DeviceError(f"device {device!r} is not known; give 'cpu', 'cuda' or 'cuda:0'")
+        launch_numba()
         self._species = spec.species_index(structure)
         self._sizes = spec._sizes()
         self._bins = bin_atoms(structure.positions, structure.cell, structure.pbc, shape=bins)

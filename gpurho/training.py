@@ -195,7 +195,6 @@ class Trainer:
     def run(self, on_step: Callable[[Trainer, float], None] | None = None) -> DensityModel:
         """Train to the end; `on_step` is called after every step with the trainer and the loss."""
         self.prepare()
-        # The descriptors' parallel loops share the OpenMP runtime with torch and leave their own thread count in it.
         torch.set_num_threads(self.threads)
         if self.checkpoint.exists():
             self.restore()

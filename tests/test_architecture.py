@@ -23,7 +23,7 @@ FOLDERS = {
 LAYERS = [
     {"errors", "units"},
     {"kernels"},
-    {"structure"},
+    {"structure", "threads"},
     {"builders", "defects", "_fcc", "grid", "partition", "sources"},
     {"neighbors", "_neighbor_providers", "descriptors"},
     {

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from ase.build import bulk
@@ -273,3 +277,17 @@ def test_unknown_species_and_bad_points_are_refused():
         with pytest.raises(GridError):
             descriptors(bulk("Al"), points, AL)
     assert descriptors(bulk("Al"), np.zeros((0, 3)), AL).shape == (0, 105)
+
+
+def test_torch_keeps_its_number_of_threads():
+    # In a process of its own: Numba's threads start once.
+    code = (
+        "import torch; torch.set_num_threads(1); assert torch.get_num_threads() == 1\n"
+        "from ase.build import bulk\n"
+        "from gpurho.descriptors import DescriptorSpec, descriptors\n"
+        "spec = DescriptorSpec(('Al',), family='smooth', cutoff=5.0)\n"
+        "descriptors(bulk('Al'), [[0.0, 0.0, 0.001 * k] for k in range(2000)], spec)\n"
+        "assert torch.get_num_threads() == 1"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment | {"NUMBA_NUM_THREADS": "2"})
