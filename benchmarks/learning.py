@@ -4,7 +4,8 @@
 
 Aluminium, the data of benchmarks/data, split by snapshots. Networks are deterministic (``estimator="none"``), all else
 is the default of ``gpurho train`` unless an entry says so. Every entry is trained once and kept in the JSON: run again
-after a kill it goes on. ``--only families`` does one part.
+after a kill it goes on. ``--only families`` does one part, ``--costs`` measures what a grid point costs, best on a
+quiet machine.
 
 - families: the paper's descriptors and the smooth ones, density and delta targets; the same network, points, epochs.
 - sizes: from Bayesian linear regression to the paper's network of three blocks of three layers of 250.
@@ -121,19 +122,36 @@ def figures(model: Any, name: str, snapshots: list[int]) -> dict[str, float]:
     return {"rmse_e_per_bohr3": total["rmse_bohr"], "nrmse": total["nrmse"], "l1": total["l1_per_electron"]}
 
 
-def costs(model: Any) -> dict[str, float]:
-    """Processor microseconds per grid point: descriptors, mean, and mean with the analytic sigma."""
+def untrained(settings: dict[str, Any]) -> Any:
+    """A model of these settings with random weights, which costs what a trained one costs."""
+    import torch
+
+    from gpurho.layers import DensityNetwork
+    from gpurho.model import DensityModel, ModelSpec
+    from gpurho.trainsettings import TrainingSettings
+
+    chosen = TrainingSettings(**settings)
+    descriptor = chosen.descriptor(["Al"])
+    spec = ModelSpec(descriptor, {"Al": 3.0}, chosen.network(), 0.2, 0.05, chosen.distance_length)
+    torch.manual_seed(0)
+    network = DensityNetwork(spec.network, descriptor.n_features, spec.distance_columns(), spec.distance_length)
+    return DensityModel.from_network(spec, network)
+
+
+def costs(settings: dict[str, Any]) -> dict[str, float]:
+    """Processor microseconds per grid point: descriptors, mean, and mean with the analytic sigma; one thread."""
     import torch
 
     from gpurho.datasets import open_dataset
     from gpurho.descriptors import Environment
     from gpurho.partition import Tile
 
+    model = untrained(settings)
     snapshot = open_dataset(DATA / "al32.h5")[30]
     tile = Tile(0, (0, 0, 0), (EDGE, EDGE, EDGE))
     environment = Environment(snapshot.structure, model.spec.descriptor)
     best: dict[str, float] = {}
-    for _ in range(4):
+    for _ in range(6):
         start = time.process_time()
         features = torch.from_numpy(environment.tile_features(snapshot.grid, tile).values)
         best["descriptors_us"] = min(best.get("descriptors_us", np.inf), (time.process_time() - start))
@@ -191,7 +209,6 @@ def entries() -> dict[str, dict[str, Any]]:
                 "features": model.spec.descriptor.n_features,
                 "train_cpu_seconds": round(seconds),
                 **figures(model, "al32", test32),
-                **costs(model),
             }
 
         return compute
@@ -214,6 +231,8 @@ def plot(record: dict[str, Any], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for part, marker, colour in (("sizes", "o", "#0072b2"), ("families", "s", "#d55e00")):
         for name, row in record.get(part, {}).items():
+            if "mean_us" not in row:
+                continue
             x = row["descriptors_us"] + row["mean_us"]
             left.plot(x, 100 * row["l1"], marker, color=colour, ms=6)
             left.annotate(name, (x, 100 * row["l1"]), textcoords="offset points", xytext=(6, 4), fontsize=7)
@@ -237,6 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE")
+    parser.add_argument("--costs", action="store_true", help="measure the cost per point of all entries, in one go")
     parser.add_argument("--only", choices=("roads", "families", "data", "sizes"))
     options = parser.parse_args()
     record: dict[str, Any] = json.loads(options.json.read_text()) if options.json.exists() else {}
@@ -252,6 +272,17 @@ def main() -> None:
             print(part, name, rows[name], flush=True)
             record["date"] = time.strftime("%Y-%m-%d")
             options.json.write_text(json.dumps(record, indent=1) + "\n")
+    if options.costs:
+        import numba
+        import torch
+
+        torch.set_num_threads(1)
+        numba.set_num_threads(1)
+        for part, members in (("families", FAMILIES), ("sizes", SIZES)):
+            for name, row in record.get(part, {}).items():
+                row.update(costs(members[name]))
+                print(part, name, {key: value for key, value in row.items() if key.endswith("_us")})
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
     if options.plot is not None:
         plot(record, options.plot)
 
