@@ -29,9 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _build_parser()
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
-    from gpurho.pipelines.settings import patient_threads
 
-    patient_threads()
     try:
         code: int = options.run(options) or 0
         sys.stdout.flush()

@@ -149,11 +149,10 @@ def check_client(client: Any) -> None:
 
 def worker_facts(device: str | None, precision: str) -> dict[str, Any]:
     """What a worker would compute on; runs on the worker."""
-    from gpurho.evaluator import resolve_precision
-    from gpurho.pipelines.settings import patient_threads, resolve_device, versions
-
-    patient_threads()
     import torch
+
+    from gpurho.evaluator import resolve_precision
+    from gpurho.pipelines.settings import resolve_device, versions
 
     where = resolve_device(None if device is None else device).split(":")[0]
     found = versions()

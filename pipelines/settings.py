@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -137,7 +135,6 @@ def settle(
     keep: Keep | str | Sequence[str] | None = None,
 ) -> Job:
     """Settle the arguments of `gpurho.predict`, cheapest checks first; see there."""
-    patient_threads()
     _check_devices(devices, client, device)
     for name, value, known in (("uncertainty", uncertainty, UNCERTAINTIES), ("conserve", conserve, CONSERVATIONS)):
         if value not in known:
@@ -203,18 +200,6 @@ def _check_devices(devices: int | None, client: Any, device: str | None) -> None
         check_client(client)
     if device is not None and ":" in device and (client is not None or (devices or 1) > 1):
         raise SettingsError(f"device {device!r} names one device of several workers; give {device.split(':')[0]!r}")
-
-
-def patient_threads() -> None:
-    """Let OpenMP's threads sleep while they wait, unless the user has a wish or torch is loaded already.
-
-    By default they spin; beside other work on the same cores a batch then waits for threads that are not running.
-    Measured with two threads on two cores, one of them busy: 20 times the speed in fp32, 7 times in bf16.
-    """
-    if "torch" not in sys.modules:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        # A few microseconds of waiting awake: measured to be as fast as ever on an idle machine.
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _check_whole(name: str, value: Any, least: int, most: int) -> None:

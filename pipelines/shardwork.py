@@ -17,7 +17,7 @@ from gpurho.errors import DeviceError, SettingsError, StoreError
 from gpurho.grid import Grid
 from gpurho.keep import Keep
 from gpurho.partition import TileSet
-from gpurho.pipelines.settings import Job, patient_threads, versions
+from gpurho.pipelines.settings import Job, versions
 from gpurho.pipelines.tiling import Stages, Timing, run_tiles
 from gpurho.shardsink import ShardSink
 from gpurho.structure import Structure
@@ -93,7 +93,6 @@ def work(task: Task) -> dict[str, Any]:
     SettingsError
         When this worker has other versions than the process that waits for it.
     """
-    patient_threads()
     with _HELD.lock:  # a worker of several threads has one device all the same
         return _work(task)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 import tomllib
@@ -143,3 +144,13 @@ def test_every_public_name_is_there():
         assert getattr(gpurho, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):
         gpurho.nonsense  # noqa: B018
+
+
+def test_threads_sleep_while_they_wait() -> None:
+    code = "import gpurho, os, sys; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    for wish, found in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | (
+            {} if wish is None else {"OMP_WAIT_POLICY": wish}
+        )
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == found
