@@ -229,15 +229,17 @@ def plot(record: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for part, marker, colour in (("sizes", "o", "#0072b2"), ("families", "s", "#d55e00")):
-        for name, row in record.get(part, {}).items():
-            if "mean_us" not in row:
-                continue
-            x = row["descriptors_us"] + row["mean_us"]
-            left.plot(x, 100 * row["l1"], marker, color=colour, ms=6)
-            left.annotate(name, (x, 100 * row["l1"]), textcoords="offset points", xytext=(6, 4), fontsize=7)
-    left.set(xscale="log", xlabel="processor µs per grid point (mean)", ylabel="L1 per electron on test snapshots, %")
-    left.set_xlim(right=left.get_xlim()[1] * 3)
+    colours = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
+    for part, marker in (("sizes", "o"), ("families", "s")):
+        for k, (name, row) in enumerate(record.get(part, {}).items()):
+            if "mean_us" in row:
+                x = row["descriptors_us"] + row["mean_us"]
+                left.plot(x, 100 * row["l1"], marker, color=colours[k], ms=7, alpha=0.8, label=name)
+    left.set(xlabel="processor µs per grid point (mean)", ylabel="L1 per electron on test snapshots, %", yscale="log")
+    left.set_yticks([0.4, 0.5, 0.7, 1.0, 1.3], ["0.4", "0.5", "0.7", "1.0", "1.3"], minor=False)
+    left.minorticks_off()
+    left.set_xlim(left=0)
+    left.legend(fontsize=7, title="circles: size of the network", title_fontsize=7, loc="center left")
     roads = record.get("roads", {})
     for k, row in enumerate(roads.values()):
         for shift, cells, colour in ((-0.18, "al32", "#0072b2"), (0.18, "al108", "#e69f00")):
