@@ -25,24 +25,15 @@ from typing import Any
 
 import numpy as np
 
+from gpurho.trainsettings import FAMILY_DEFAULTS
+
 HERE = Path(__file__).resolve().parent
 DATA = HERE / "data"
 EDGE = 24
 """Costs are those of a tile of so many points along each axis."""
 
 PAPER_SIZES = {"family": "scalar-product", "n_distances": 60, "n_angle_atoms": 15, "n_angle_neighbors": 3}
-LIKE_SMOOTH = {
-    "width": 64,
-    "blocks": 1,
-    "points_per_snapshot": 12_000,
-    "epochs": 20,
-    "batch_size": 2048,
-    "learning_rate": 4e-3,
-    "schedule": "one-cycle",
-    "weight_decay": 0.05,
-    "ema": 0.998,
-    "beta": 1.0,
-}
+LIKE_SMOOTH = {k: v for k, v in FAMILY_DEFAULTS["smooth"].items() if k not in ("cutoff", "target", "estimator")}
 """What the family "scalar-product" needs to be trained as the other one is."""
 
 FAMILIES: dict[str, dict[str, Any]] = {

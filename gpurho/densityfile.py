@@ -29,7 +29,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -138,19 +138,24 @@ def create_file(path: Path, layout: Layout, link: Callable[[Any], None] | None =
     for piece in layout.pieces:
         if link is not None and piece.name in layout.names:
             continue
-        dataset = h5.create_dataset(
-            piece.name,
-            piece.shape,
-            dtype="<f4",
-            chunks=piece.chunk,
-            shuffle=True,
-            compression="gzip",
-            compression_opts=1,
-            fillvalue=np.nan,
-            track_times=False,
-        )
-        dataset.attrs["unit"] = "e/angstrom^3"
+        create_field(h5, piece, piece.shape)
     return h5
+
+
+def create_field(h5: Any, piece: Piece, shape: Sequence[int]) -> None:
+    """An empty data set of a field: compressed chunks, NaN where nothing was written."""
+    dataset = h5.create_dataset(
+        piece.name,
+        tuple(shape),
+        dtype="<f4",
+        chunks=piece.chunk,
+        shuffle=True,
+        compression="gzip",
+        compression_opts=1,
+        fillvalue=np.nan,
+        track_times=False,
+    )
+    dataset.attrs["unit"] = "e/angstrom^3"
 
 
 def write_tables(

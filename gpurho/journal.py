@@ -17,18 +17,12 @@ from typing import Any
 from gpurho.errors import StoreError
 
 
-class Journal:
-    """Append-only lines of JSON, each with its CRC-32."""
+class _Appended:
+    """A file that only grows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Add one record; it survives the death of this process, and with `sync` that of the machine."""
-        line = encode_line(record)
-        if os.write(self._file, line) != len(line):
-            raise OSError("the journal's line was written in part")
 
     def sync(self) -> None:
         """Force the records to the disk."""
@@ -41,12 +35,21 @@ class Journal:
             self._file = -1
 
 
-class Blobs:
+class Journal(_Appended):
+    """Append-only lines of JSON, each with its CRC-32."""
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one record; it survives the death of this process, and with `sync` that of the machine."""
+        line = encode_line(record)
+        if os.write(self._file, line) != len(line):
+            raise OSError("the journal's line was written in part")
+
+
+class Blobs(_Appended):
     """Append-only binary records beside a journal, which says where each lies: what is too long for its lines."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        super().__init__(path)
         self._end = os.fstat(self._file).st_size
 
     def append(self, data: bytes) -> list[int]:
@@ -56,16 +59,6 @@ class Blobs:
         place = [self._end, len(data), zlib.crc32(data)]
         self._end += len(data)
         return place
-
-    def sync(self) -> None:
-        """Force the records to the disk."""
-        os.fsync(self._file)
-
-    def close(self) -> None:
-        """Close the file; the records stay."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
 
 
 def blobs_path(journal: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.densityfile import COLUMNS, Layout
+from gpurho.densityfile import COLUMNS, Layout, create_field
 from gpurho.errors import StoreError
 from gpurho.journal import Journal, blobs_path, read_journal
 from gpurho.keep import Piece
@@ -161,16 +161,5 @@ def _create_shard(path: Path, layout: Layout, origin: Sequence[int]) -> Any:
     for name, value in (("start", layout.tiles.start), ("stop", layout.tiles.stop), ("origin", origin)):
         h5.attrs[name] = np.asarray(value, dtype=np.int64)
     for piece in shard_pieces(layout):
-        dataset = h5.create_dataset(
-            piece.name,
-            piece.reduced(shard_shape(layout)),
-            dtype="<f4",
-            chunks=piece.chunk,
-            shuffle=True,
-            compression="gzip",
-            compression_opts=1,
-            fillvalue=np.nan,
-            track_times=False,
-        )
-        dataset.attrs["unit"] = "e/angstrom^3"
+        create_field(h5, piece, piece.reduced(shard_shape(layout)))
     return h5

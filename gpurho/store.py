@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -64,7 +65,7 @@ def checked_totals(tile: Tile, values: Sequence[NDArray[np.float32]], counts: di
     return totals
 
 
-class TileFile:
+class TileFile(ABC):
     """Tiles in one HDF5 file that is being written, with its journal; the base of the sinks that write files.
 
     `path` is the name that the file gets when it is whole; `part` and `journal` are what it has until then.
@@ -194,8 +195,9 @@ class TileFile:
             self._blobs = Blobs(blobs_path(self._journal.path))
         return self._blobs.append(data)
 
+    @abstractmethod
     def _keep_errors(self, errors: NDArray[np.float64] | None) -> None:
-        raise NotImplementedError
+        """Keep what a tile adds to the error bar of the integral."""
 
     def _publish(self) -> None:
         """Give the closed file its name, on the disk."""
