@@ -40,7 +40,9 @@ _EXPORTS = {
     "plan": "pipelines.plan",
     "predict": "pipelines.predict",
     "region_of": "pipelines.predict",
+    "restart": "pipelines.restart",
     "sample": "sampling",
+    "trust": "pipelines.trust",
     "DatasetError": "errors",
     "ConvergenceError": "errors",
     "DeviceError": "errors",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from gpurho.pipelines.plan import plan as plan
     from gpurho.pipelines.predict import predict as predict
     from gpurho.pipelines.predict import region_of as region_of
+    from gpurho.pipelines.trust import trust as trust
     from gpurho.sampling import sample as sample
     from gpurho.structure import Structure as Structure
 

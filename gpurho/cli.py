@@ -118,7 +118,18 @@ def _build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="as JSON")
     evaluate.set_defaults(run=_evaluate)
 
-    from gpurho.pipelines import build, calibrate, converge, energy, label, learncommands, paper, sample, traincommands
+    from gpurho.pipelines import (
+        build,
+        calibrate,
+        converge,
+        energy,
+        label,
+        learncommands,
+        paper,
+        restart,
+        sample,
+        traincommands,
+    )
 
     traincommands.add_parser(commands)
     learncommands.add_parser(commands)
@@ -128,6 +139,7 @@ def _build_parser() -> argparse.ArgumentParser:
     label.add_parser(commands)
     converge.add_parser(commands)
     energy.add_parser(commands)
+    restart.add_parser(commands)
     paper.add_parser(commands)
 
     models = commands.add_parser("models", help="the models that come with the library")

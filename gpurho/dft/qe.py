@@ -162,6 +162,24 @@ class QeEngine:
             replace(bands, terms=terms, fermi_level=level), settings, len(structure), electrons, given
         )
 
+    def write_restart(
+        self, folder: Path, structure: Structure, settings: DFTSettings, density: NDArray[np.float64]
+    ) -> list[Path]:
+        """Lay down a ground state that starts from a density: ``pw.in``, UPF files and ``gpurho.save``.
+
+        A run of no steps makes the list of plane waves first, so ``pw.x`` has to be here too, of the version that goes
+        on. `density` is (nx, ny, nz) in e/angstrom^3.
+        """
+        electrons = self._electrons(structure)
+        settings = settings.at(structure)
+        self._start_from(folder, structure, settings, check_density(structure, density, electrons))
+        control: dict[str, Value] = {**_scf(structure, settings), "startingpot": "file"}
+        texts = {symbol: text for symbol, (text, _) in self.pseudos.items()}
+        write_inputs(folder, structure, settings, electrons, {"electrons": control}, texts, settings.forces)
+        (folder / "pw.out").unlink()
+        upf = [folder / f"{symbol}.upf" for symbol in structure.symbols]
+        return [folder / "pw.in", *upf, folder / "gpurho.save" / "charge-density.dat"]
+
     def _electrons(self, structure: Structure) -> float:
         return check_structure(structure, {symbol: valence for symbol, (_, valence) in self.pseudos.items()})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -16,19 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho._textfields import put_rows
 from gpurho.density import Density
-from gpurho.dft.base import DFTSettings, Energies, Label, check_density, check_structure
-from gpurho.dft.grids import fourier_resample
+from gpurho.dft.base import DFTSettings, Energies, Label, check_density
 from gpurho.dft.processes import execute
+from gpurho.dft.sparc_calculation import valence_electrons, write_calculation
 from gpurho.dft.sparc_files import Cycle, Eigen, Output, Static, Step, read_aimd, read_eigen, read_out, read_static
-from gpurho.dft.sparc_inputs import Dynamics, inpt_text, ion_order, ion_text, read_psp8
+from gpurho.dft.sparc_inputs import Dynamics, ion_order
 from gpurho.dft.sparc_program import REMEDY, Pseudos, find_sparc, reason
-from gpurho.errors import ConvergenceError, EngineError, FormatError, SettingsError, StructureError
+from gpurho.errors import ConvergenceError, EngineError, FormatError, SettingsError
 from gpurho.formats import read_density
-from gpurho.formats_sparc import put_dens_head
 from gpurho.structure import Structure
-from gpurho.units import PER_ANGSTROM3
 
 STEM = "gpurho"
 ELECTRONS_TOLERANCE = 1e-5
@@ -105,7 +101,7 @@ class SparcEngine:
 
         Raises what `ground_state` would, of a structure that cannot be done.
         """
-        self._check(structure)
+        valence_electrons(structure, self.pseudos)
         files = [f"{s} {hashlib.sha256(self.pseudos.file(s).read_bytes()).hexdigest()[:16]}" for s in structure.symbols]
         return " ".join([self.name, *files, str(self.spacing), str(sorted(self.keywords.items()))])
 
@@ -116,11 +112,11 @@ class SparcEngine:
     ) -> Label:
         """See `gpurho.dft.base.Engine`; the tolerance goes to TOL_SCF, SPARC's own measure of the residual."""
         started = time.monotonic()
-        valence, settings = self._check(structure), settings.at(structure)
+        valence, settings = valence_electrons(structure, self.pseudos), settings.at(structure)
         electrons = float(valence.sum())
         with self._folder() as folder:
             start = None if density is None else check_density(structure, density, electrons)
-            self._run(folder, structure, settings, valence, start)
+            self._run(folder, structure, settings, start)
             output, cycle = self._output(folder, structure, electrons)
             if not cycle.converged:
                 raise ConvergenceError(
@@ -147,12 +143,12 @@ class SparcEngine:
 
     def one_shot(self, structure: Structure, density: NDArray[np.float64], settings: DFTSettings) -> Energies:
         """See `gpurho.dft.base.Engine`: one step of the SCF cycle, whose energy is the Harris-Foulkes functional."""
-        valence, settings = self._check(structure), settings.at(structure)
+        valence, settings = valence_electrons(structure, self.pseudos), settings.at(structure)
         electrons = float(valence.sum())
         given = float(np.mean(density, dtype=np.float64)) * structure.volume
         with self._folder() as folder:
             start = check_density(structure, density, electrons)
-            self._run(folder, structure, settings, valence, start, one_shot=True)
+            self._run(folder, structure, settings, start, one_shot=True)
             _, cycle = self._output(folder, structure, electrons)
             static, eigen = self._static(folder, structure), self._eigen(folder, electrons)
         return _energies(cycle, static, eigen, structure, settings, electrons, given)
@@ -165,10 +161,10 @@ class SparcEngine:
         EngineError
             Where SPARC fails, or ends before the last step.
         """
-        valence, settings = self._check(structure), settings.at(structure)
+        valence, settings = valence_electrons(structure, self.pseudos), settings.at(structure)
         electrons = float(valence.sum())
         with self._folder() as folder:
-            self._run(folder, structure, settings, valence, dynamics=dynamics)
+            self._run(folder, structure, settings, dynamics=dynamics)
             output, _ = self._output(folder, structure, electrons)
             order = ion_order(structure)
             sorted_ = Structure(structure.positions[order], structure.numbers[order], structure.cell, structure.pbc)
@@ -193,24 +189,6 @@ class SparcEngine:
 
     # -- before a run -------------------------------------------------------------------------------------------
 
-    def _check(self, structure: Structure) -> NDArray[np.float64]:
-        """Valence electrons of each atom, of a structure that SPARC can do."""
-        from ase.data import chemical_symbols
-
-        if np.linalg.det(structure.cell) < 0:
-            raise StructureError("the cell vectors are left-handed, which SPARC refuses; swap two of them")
-        valence = {}
-        for z in np.unique(structure.numbers):
-            symbol = chemical_symbols[z]
-            number, electrons = read_psp8(self.pseudos.file(symbol))
-            if number != z:
-                raise EngineError(
-                    f"{self.pseudos.file(symbol)} is a pseudopotential of {chemical_symbols[number]}, not {symbol}"
-                )
-            valence[z] = electrons
-        check_structure(structure, {chemical_symbols[z]: n for z, n in valence.items()})
-        return np.array([valence[z] for z in structure.numbers])
-
     @contextmanager
     def _folder(self) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="gpurho-sparc-", dir=self.scratch) as name:
@@ -221,36 +199,23 @@ class SparcEngine:
         folder: Path,
         structure: Structure,
         settings: DFTSettings,
-        valence: NDArray[np.float64],
         start: NDArray[np.float64] | None = None,
         one_shot: bool = False,
         dynamics: Dynamics | None = None,
     ) -> None:
         """Write the inputs, run the program to its end."""
-        spacing = self.spacing
-        if start is not None:
-            if spacing is not None:
-                # SPARC takes a density on its own grid alone, so the grid is named.
-                lengths = np.linalg.norm(structure.cell, axis=1)
-                counts = [int(np.ceil(length / spacing * (1 - 1e-12))) for length in lengths]
-                settings, spacing = replace(settings, grid=(counts[0], counts[1], counts[2])), None
-            _write_start(folder / "start.dens", structure, start, settings.shape(structure), valence)
-        potentials = {}
-        for symbol in structure.symbols:
-            # Copies, because SPARC cuts names at spaces.
-            shutil.copyfile(self.pseudos.file(symbol), folder / f"{symbol}.psp8")
-            potentials[symbol] = f"{symbol}.psp8"
-        text = inpt_text(
+        write_calculation(
+            folder,
+            STEM,
             structure,
             settings,
-            spacing=spacing,
-            density=None if start is None else "start.dens",
+            self.pseudos,
+            start=start,
+            spacing=self.spacing,
             one_shot=one_shot,
             dynamics=dynamics,
-            more=self.keywords,
+            keywords=self.keywords,
         )
-        (folder / f"{STEM}.inpt").write_text(text)
-        (folder / f"{STEM}.ion").write_text(ion_text(structure, potentials))
         code = execute([*self.command, "-name", STEM], folder, "sparc.log", REMEDY)
         if code != 0 or not (folder / f"{STEM}.out").is_file():
             raise EngineError(f"SPARC failed (exit code {code}): {reason(folder / 'sparc.log')}")
@@ -302,24 +267,6 @@ class SparcEngine:
         if abs(integral / electrons - 1) > ELECTRONS_TOLERANCE:
             raise EngineError(f"SPARC's density integrates to {integral:.8g} electrons, not {electrons:g}")
         return field * (electrons / integral)
-
-
-def _write_start(
-    path: Path,
-    structure: Structure,
-    values: NDArray[np.float64],
-    shape: tuple[int, int, int],
-    valence: NDArray[np.float64],
-) -> None:
-    """A density for SPARC to start from: on its grid, not negative, normalised, with more digits than SPARC writes."""
-    electrons = float(valence.sum())
-    field = np.maximum(fourier_resample(values, shape), 0.0)
-    field *= electrons / (float(field.mean()) * structure.volume)
-    order = ion_order(structure)
-    atoms = Structure(structure.positions[order], structure.numbers[order], structure.cell, structure.pbc)
-    with open(path, "w") as file:
-        put_dens_head(file, atoms, shape, valence=valence[order])
-        put_rows(file, field.reshape(-1, shape[2]) * PER_ANGSTROM3, "  %.14E")
 
 
 def _unsorted(structure: Structure, rows: NDArray[np.float64]) -> NDArray[np.float64]:
