@@ -1,8 +1,8 @@
 """Steps of self-consistency from a predicted density against those from superposed atoms, engine by engine.
 
-``python benchmarks/restart.py --json benchmarks/results/restart.json`` takes one thermal snapshot each of Al 32,
+``python benchmarks/restart.py --json benchmarks/results/restart.json`` takes one hot snapshot each of Al 32,
 SiGe 64 and Al 107 with a vacancy from ``benchmarks/data``, none of them trained on, and solves each twice with the same
-settings: from the superposition of pseudo-atoms that is the default start, and from the density of a shipped model. Both
+settings: from superposed pseudo-atoms, the default start, and from the density of a shipped model. Both
 end at the same tolerance; their densities and energies are compared. Goes on from the JSON that is there.
 """
 
