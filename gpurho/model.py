@@ -138,7 +138,10 @@ class DensityModel:
         return DensityModel(replace(self.spec, **changes), self.tensors)
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides predictions: tensors, descriptor, network, scaling, calibration factors."""
+        """SHA-256 of all that decides predictions: tensors, descriptor, network, scaling, calibration factors.
+
+        Not of the statistics of training atoms, which decide no density.
+        """
         values = self.spec.to_dict()
         names = (
             "descriptor",
@@ -151,7 +154,7 @@ class DensityModel:
             "last_layer_calibration",
         )
         digest = hashlib.sha256(json.dumps({n: values[n] for n in names}, sort_keys=True).encode())
-        for name in sorted(self.tensors):
+        for name in sorted(n for n in self.tensors if not n.startswith("trust_")):
             digest.update(name.encode())
             digest.update(self.tensors[name].numpy().tobytes())
         return digest.hexdigest()

@@ -9,12 +9,13 @@ from typing import Any
 from gpurho.descriptors import DescriptorSpec
 from gpurho.errors import GpurhoError, ModelError
 from gpurho.layers import NetworkSpec
+from gpurho.truststats import TrustStatistics
 from gpurho.uncertainty import CalibrationFactors
 
 FORMAT = "gpurho-model"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Written into every file. Version 2 added the target "delta", networks without hidden layers, the posterior of the
-last layer and calibration curves; files of version 1 are read as they are."""
+last layer and calibration curves; version 3 the statistics of training atoms. Older files are read as they are."""
 
 TARGETS = ("density", "delta")
 
@@ -41,6 +42,8 @@ class ModelSpec:
         Of the error bars "analytic" and "sampled", and of "last-layer".
     last_layer : dict
         How the posterior of the last layer, the tensor ``last_layer``, was fitted; empty without one.
+    trust : TrustStatistics, optional
+        Of the training atoms, with tensors of its own; see `gpurho.trust`.
     training, dft, metrics, calibration, provenance : dict
         How it was trained, the settings of the labels, and what it reached on held-out snapshots.
     """
@@ -55,6 +58,7 @@ class ModelSpec:
     calibration_factors: CalibrationFactors = field(default_factory=CalibrationFactors)
     last_layer_calibration: CalibrationFactors = field(default_factory=CalibrationFactors)
     last_layer: dict[str, Any] = field(default_factory=dict)
+    trust: TrustStatistics | None = None
     training: dict[str, Any] = field(default_factory=dict)
     dft: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -88,6 +92,8 @@ class ModelSpec:
             raise ModelError(
                 f"model density_std {self.density_std} or distance_length {self.distance_length} is out of range"
             )
+        if self.trust is not None and len(self.trust.atoms) != len(self.species):
+            raise ModelError(f"trust statistics are of {len(self.trust.atoms)} species, not of {len(self.species)}")
 
     @property
     def species(self) -> tuple[str, ...]:
@@ -127,6 +133,8 @@ class ModelSpec:
         if self.last_layer:
             size = self.network.shapes(n)[-1][1] + 1
             shapes["last_layer"] = (size, size)
+        if self.trust is not None:
+            shapes |= self.trust.tensor_shapes(n)
         return shapes
 
     def factors(self, uncertainty: str | None) -> CalibrationFactors:
@@ -140,6 +148,7 @@ class ModelSpec:
         values["network"] = vars(self.network)
         for name in ("calibration_factors", "last_layer_calibration"):
             values[name] = vars(getattr(self, name))
+        values["trust"] = None if self.trust is None else self.trust.to_dict()
         return {"format": FORMAT, **values}
 
     def to_json(self) -> str:
@@ -173,6 +182,8 @@ class ModelSpec:
             for name in ("calibration_factors", "last_layer_calibration"):
                 if name in values:
                     values[name] = CalibrationFactors(**values[name])
+            if values.get("trust") is not None:
+                values["trust"] = TrustStatistics(**values["trust"])
             return cls(**values)
         except KeyError as error:
             raise ModelError(f"{where}: the specification has no entry {error}") from None

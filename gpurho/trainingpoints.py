@@ -171,6 +171,7 @@ class Scaling:
             calibration_factors=plain,
             last_layer_calibration=plain,
             last_layer={},
+            trust=None,
             metrics={},
             calibration={},
         )

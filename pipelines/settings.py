@@ -149,7 +149,7 @@ def settle(
     if parts.histogram is not None and conserve == "uncertainty":
         raise SettingsError("a histogram cannot follow conserve 'uncertainty'; give conserve='uniform' or no histogram")
     structure = as_structure(atoms)
-    found, name = _find_model(structure, model)
+    found, name = find_model(structure, model)
     if uncertainty == "last-layer":
         found.last_layer()  # raises where there is none
     if client is None:
@@ -244,7 +244,7 @@ def _settle_grid(structure: Structure, spacing: float | None, grid: Any, keep: K
     return Grid(keep.fitting(found.shape), structure.cell, pbc=pbc)
 
 
-def _find_model(structure: Structure, model: Any) -> tuple[DensityModel, str]:
+def find_model(structure: Structure, model: Any) -> tuple[DensityModel, str]:
     """The model to use and its name; of the shipped ones that know all species, the one with the fewest."""
     from gpurho.model import DensityModel, list_models, load_model
 

@@ -26,13 +26,14 @@ LAYERS = [
     {"kernels"},
     {"structure", "threads"},
     {"builders", "defects", "_fcc", "grid", "partition", "sources"},
-    {"neighbors", "_neighbor_providers", "descriptors"},
+    {"neighbors", "_neighbor_providers", "descriptors", "surroundings"},
     {
         "domain",
         "layers",
         "uncertainty",
         "evaluator",
         "modelspec",
+        "truststats",
         "prediction",
         "export",
         "lastlayer",
@@ -41,7 +42,7 @@ LAYERS = [
         "model",
         "data",
     },
-    {"fields", "sections", "peratom", "metrics", "fieldstats", "keep", "kept", "exactsums", "reductions"},
+    {"trust", "fields", "sections", "peratom", "metrics", "fieldstats", "keep", "kept", "exactsums", "reductions"},
     {
         "density",
         "densityfile",
@@ -57,6 +58,7 @@ LAYERS = [
         "datasets",
     }
     | {"formats", "formats_cube", "formats_vasp", "formats_xsf", "formats_sparc", "_textfields"}
+    | {"plotstyle", "plotplanes", "plotmaps", "plotlines", "plothistograms", "ploterrors"}
     | {"formats_vti", "formats_atoms", "views"},
     {"dft", "sampling", "labelstore", "energy", "eos", "trainingset", "training"}
     | {

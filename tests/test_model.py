@@ -94,7 +94,7 @@ def _rewrite(model: DensityModel, path: Path, spec: dict[str, object] | None = N
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"format_version": 3}, "format_version 3 is newer than 2"),
+        ({"format_version": 4}, "format_version 4 is newer than 3"),
         ({"format_version": "1"}, "format_version '1'"),
         ({"format": "other"}, "not one of a gpurho model"),
         ({"surprise": 1}, "surprise"),

@@ -1,0 +1,78 @@
+"""How far to trust a model for a structure, before any prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpurho.pipelines.settings import Job, find_model
+from gpurho.structure import Structure, as_structure
+from gpurho.trust import Trust, trust_of
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from gpurho.model import DensityModel
+
+REGION_MARGIN = 3.0
+"""Atoms this far outside of a region, angstrom, still make its density."""
+
+
+def trust(atoms: Atoms | Structure, model: str | Path | DensityModel = "auto", *, device: str = "cpu") -> Trust:
+    """Compare a structure with the training data of a model, without a prediction.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms or Structure
+    model : str, path or DensityModel
+        As in `gpurho.predict`.
+    device : str
+        "cpu" or "cuda[:n]", where descriptors are computed.
+
+    Returns
+    -------
+    Trust
+        ``trust.per_atom`` says how far each atom is from the training atoms, 1 where these end; ``trust.outside`` which
+        atoms are beyond; ``trust.sentence`` all of it in a line.
+
+    Raises
+    ------
+    UnknownSpeciesError, StructureError, ModelError, DeviceError
+
+    Notes
+    -----
+    Descriptors at one point for each atom: some thousandth of the cost of a prediction.
+    """
+    structure = as_structure(atoms)
+    found, _ = find_model(structure, model)
+    return trust_of(structure, found, device)
+
+
+def job_trust(job: Job) -> Trust:
+    """The trust of what a job predicts: of all atoms, or those in and around its region."""
+    wanted = None if job.region is None else _near_region(job)
+    # With several workers this process may see no GPU, and must not take one from them.
+    return trust_of(job.structure, job.model, "cpu" if job.distributed else job.device, wanted)
+
+
+def _near_region(job: Job) -> NDArray[np.bool_]:
+    """Atoms in the region or a little outside of it, periodic images counted."""
+    from gpurho.structure import cell_heights
+
+    grid = job.grid
+    fractional = (job.structure.positions - grid.origin) @ np.linalg.inv(grid.cell)
+    inside = np.ones(len(job.structure), dtype=bool)
+    for axis, (low, high) in enumerate(job.region or ()):
+        n, margin = grid.shape[axis], REGION_MARGIN / cell_heights(grid.cell)[axis]
+        start, length = low / n - margin, (high - low) / n + 2.0 * margin
+        offset = fractional[:, axis] - start
+        inside &= (np.mod(offset, 1.0) if grid.pbc[axis] else offset) <= length
+        if not grid.pbc[axis]:
+            inside &= offset >= 0.0
+    return inside
+
+
+__all__ = ["Trust", "trust"]
