@@ -31,6 +31,7 @@ _EXPORTS = {
     "Structure": "structure",
     "DFTSettings": "dft.base",
     "KMesh": "dft.base",
+    "collect": "pipelines.collect",
     "converge": "pipelines.converge",
     "descriptors": "descriptors",
     "energies": "energy",

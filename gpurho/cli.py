@@ -121,6 +121,7 @@ def _build_parser() -> argparse.ArgumentParser:
     from gpurho.pipelines import (
         build,
         calibrate,
+        collect,
         converge,
         energy,
         label,
@@ -140,6 +141,7 @@ def _build_parser() -> argparse.ArgumentParser:
     converge.add_parser(commands)
     energy.add_parser(commands)
     restart.add_parser(commands)
+    collect.add_parser(commands)
     paper.add_parser(commands)
 
     models = commands.add_parser("models", help="the models that come with the library")
