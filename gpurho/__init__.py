@@ -41,6 +41,7 @@ _EXPORTS = {
     "plan": "pipelines.plan",
     "predict": "pipelines.predict",
     "region_of": "pipelines.predict",
+    "report": "pipelines.report",
     "restart": "pipelines.restart",
     "sample": "sampling",
     "trust": "pipelines.trust",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from gpurho.pipelines.plan import plan as plan
     from gpurho.pipelines.predict import predict as predict
     from gpurho.pipelines.predict import region_of as region_of
+    from gpurho.pipelines.report import report as report
     from gpurho.pipelines.trust import trust as trust
     from gpurho.sampling import sample as sample
     from gpurho.structure import Structure as Structure

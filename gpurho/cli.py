@@ -82,6 +82,7 @@ def _build_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--write", type=Path, metavar="FILE", action="append", default=[], help="also *.cube, CHGCAR, *.vti, *.xyz, ..."
     )
+    predict.add_argument("--report", type=Path, metavar="FILE", help="write a page about the result, *.html")
     predict.add_argument("--quiet", action="store_true", help="no progress bar")
     predict.add_argument("--json", action="store_true", help="the summary as JSON")
     predict.set_defaults(run=_predict, kept="run the same command again to go on from the tiles that are done")
@@ -127,6 +128,8 @@ def _build_parser() -> argparse.ArgumentParser:
         label,
         learncommands,
         paper,
+        plot,
+        report,
         restart,
         sample,
         traincommands,
@@ -143,6 +146,8 @@ def _build_parser() -> argparse.ArgumentParser:
     restart.add_parser(commands)
     collect.add_parser(commands)
     paper.add_parser(commands)
+    plot.add_parser(commands)
+    report.add_parser(commands)
 
     models = commands.add_parser("models", help="the models that come with the library")
     models.add_argument("name", nargs="?", help="print the card of this one: data, accuracy, where not to use it")
@@ -219,6 +224,10 @@ def _predict(options: argparse.Namespace) -> None:
         kind_of(path)
     if options.plot is not None:
         check_picture_name(options.plot)
+    if options.report is not None:
+        from gpurho.pipelines.report import check_report_name
+
+        check_report_name(options.report)
     atoms, settings = read_structure(options), _settings(options)
     if options.scheduler is None and options.scheduler_file is None:
         _predict_with(options, atoms, settings)
@@ -244,6 +253,11 @@ def _predict_with(options: argparse.Namespace, atoms: Any, settings: dict[str, A
         if options.plot is not None:
             density.plot(options.plot)
             print(f"picture  {options.plot}", file=sys.stderr if options.json else sys.stdout)
+        if options.report is not None:
+            from gpurho.pipelines.report import report
+
+            report(density, options.report, file=options.out, progress=not options.quiet)
+            print(f"report   {options.report}", file=sys.stderr if options.json else sys.stdout)
 
 
 def _plan(options: argparse.Namespace) -> None:
