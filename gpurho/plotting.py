@@ -1,35 +1,40 @@
-"""Pictures: a slice of the density beside those of its standard deviations."""
+"""Pictures of a density: planes, lines, histograms, and errors where a reference is given."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gpurho.calibrationplot import plot_calibration, plot_field_calibration
 from gpurho.density import Density
-from gpurho.errors import FormatError, SettingsError, StoreError
+from gpurho.errors import SettingsError
+from gpurho.ploterrors import plot_error
+from gpurho.plothistograms import plot_histogram
+from gpurho.plotlines import plot_line
+from gpurho.plotmaps import Map, draw_maps
+from gpurho.plotplanes import MAX_PIXELS, atoms_of, choose_cut, miller_normal
+from gpurho.plotstyle import (
+    COLORS,
+    COLUMNS,
+    DPI,
+    LABELS,
+    LINES,
+    PICTURES,
+    TITLES,
+    check_picture_name,
+    formula,
+    save,
+    style,
+)
 from gpurho.sections import Section
 from gpurho.structure import Structure
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-MAX_PIXELS = 1200
-"""Points along an edge of a picture; of larger sections every n-th is drawn."""
-
-PICTURES = (".png", ".pdf", ".svg", ".jpg")
-
-# Perceptually uniform and told apart by readers with any colour vision.
-COLORS = {"mean": "viridis", "aleatoric": "cividis", "epistemic": "magma", "std": "magma"}
-TITLES = {
-    "mean": "density",
-    "aleatoric": "aleatoric sigma (noise of the labels)",
-    "epistemic": "epistemic sigma (what the network does not know)",
-    "std": "total sigma",
-}
 
 
 def plot_density(
@@ -37,32 +42,65 @@ def plot_density(
     path: str | Path | None = None,
     *,
     axis: int = 2,
-    position: float = 0.5,
+    position: float | None = None,
+    plane: Sequence[int] | None = None,
+    crystal: ArrayLike | None = None,
     normal: ArrayLike | None = None,
     point: ArrayLike | None = None,
+    atom: int | None = None,
     width: float | None = None,
     fields: tuple[str, ...] | None = None,
+    limits: Mapping[str, tuple[float, float]] | None = None,
+    same_scale: bool = False,
     atoms_within: float = 0.5,
-    contours: int = 8,
-    dpi: int = 150,
+    contours: int | Sequence[float] = 6,
+    line: tuple[ArrayLike, ArrayLike] | None = None,
+    column: str | float | None = None,
+    title: str | None = None,
+    dpi: int = DPI,
 ) -> Figure:
     """A plane through a density, one panel for each field, in real coordinates.
+
+    Scales are linear and begin at zero (at the lowest density where it is negative).
 
     Parameters
     ----------
     density : Density
     path : path, optional
-        Picture to write; the name says the format (png, pdf, svg).
+        Picture to write; the name says the format (png, pdf, svg, jpg).
     axis, position
-        The plane of grid points at this fraction of this cell vector, unless `normal` is given.
-    normal, point, width
-        Any plane instead: its normal, its centre (angstrom; the cell's centre by default), its edge (angstrom).
+        The plane of grid points at this fraction of this cell vector (by default half of the last), unless `plane` or
+        `normal` is given.
+    plane : 3 ints
+        Miller indices (hkl) of the plane instead. It goes through `point`, `atom`, or the cell's centre; or where
+        ``h x + k y + l z = position`` in fractional coordinates of the crystal's cell.
+    crystal : 3 ints or (3, 3) array
+        The cell that `plane` refers to, where it is not that of the structure: how many crystal cells the structure's
+        holds along each vector, or the crystal's cell vectors as rows (angstrom).
+    normal : (3,) array
+        Any plane instead: a Cartesian vector across it.
+    point : (3,) array, angstrom
+        A point in the plane; for `plane` and `normal` the centre of the picture.
+    atom : int
+        Instead of `point`: this atom, counted from 0.
+    width : float, angstrom
+        Edge of the square that `plane` and `normal` show; by default the cube root of the grid's volume.
     fields : tuple of str, optional
         "mean", "aleatoric", "epistemic", "std"; by default the mean and both sigmas where there are any.
+    limits : mapping of field to (low, high), e/angstrom^3
+        Ends of scales, for pictures that are to be compared.
+    same_scale : bool
+        One scale for all sigmas.
     atoms_within : float, angstrom
-        Atoms this close to the plane are marked.
-    contours : int
-        Lines of equal density over every panel; 0 for none.
+        Atoms this close to the plane are drawn, in the colours of their elements.
+    contours : int or sequence of float
+        About how many lines of equal density over every panel, or at which densities; 0 for none.
+    line : two (3,) arrays, angstrom
+        A line to mark, as `plot_line` draws it.
+    column : "single", "double" or inches
+        Width of the picture: 3.5 and 7.2 inches, columns of journals.
+    title : str, optional
+        By default the formula and the plane; "" for none.
     dpi : int
 
     Returns
@@ -72,106 +110,121 @@ def plot_density(
 
     Raises
     ------
-    SettingsError, FormatError
+    SettingsError, FormatError, StoreError
     """
     if path is not None:
         check_picture_name(path)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     wanted = fields or (("mean", "aleatoric", "epistemic") if density.uncertain else ("mean",))
-    for name in wanted:
-        if name not in TITLES or (name != "mean" and not density.uncertain):
-            known = ", ".join(TITLES) if density.uncertain else "mean"
-            raise SettingsError(f"field {name!r} cannot be drawn; give some of {known}")
-    if normal is None:
-        section = density.slice(axis, position)
-        where = f"fraction {position:g} of cell vector {'abc'[axis]}"
-    else:
-        centre = density.grid.origin + 0.5 * density.grid.cell.sum(axis=0) if point is None else point
-        section = density.plane(normal, centre, width)
-        where = f"plane across ({', '.join(f'{x:g}' for x in np.asarray(normal, dtype=float))})"
-    section = _thinned(section)
-    x, y = section.coordinates()
-    spread = float(np.ptp(y)) / max(float(np.ptp(x)), 1e-9)
-    figure = Figure(figsize=(4.6 * len(wanted), 1.1 + 3.7 * min(2.5, max(0.35, spread))), layout="constrained")
-    FigureCanvasAgg(figure)
-    marks = atoms_near(density.structure, section, atoms_within)
-    for panel, name in zip(np.atleast_1d(figure.subplots(1, len(wanted), sharey=True)), wanted, strict=True):
-        _draw(figure, panel, section, name, (x, y), contours)
-        if len(marks):
-            panel.scatter(*marks.T, s=16, facecolors="white", edgecolors="black", linewidths=0.8, zorder=3)
-        panel.set_xlabel("angstrom")
-        panel.set_xlim(float(x.min()), float(x.max()))
-        panel.set_ylim(float(y.min()), float(y.max()))
-    figure.axes[0].set_ylabel("angstrom")
-    figure.suptitle(f"{len(density.structure)} atoms, {where}", fontsize=10)
-    if path is not None:
-        try:
-            figure.savefig(path, dpi=dpi)
-        except OSError as error:
-            raise StoreError(f"picture {path} cannot be written: {error.strerror}") from None
-    return figure
+    _check_fields(density, (*wanted, *(limits or ())))
+    cut = choose_cut(
+        density,
+        axis,
+        position,
+        plane=plane,
+        crystal=crystal,
+        normal=normal,
+        point=point,
+        atom=atom,
+        width=width,
+    )
+    ends = _scales(cut.section, wanted, dict(limits or {}), same_scale)
+    # One array for the density, so that its lines stand on its own scale.
+    values = {name: getattr(cut.section, name) for name in {"mean", *wanted}}
+    maps = [
+        Map(values[n], LABELS[n], COLORS[n], *ends[n], line_color="white" if n == "mean" else "0.8") for n in wanted
+    ]
+    text = f"{formula(density.structure)}, {cut.caption}" if title is None else title
+    with style():
+        figure = draw_maps(
+            cut,
+            maps,
+            density.structure,
+            density=values["mean"],
+            contours=contours,
+            atoms_within=atoms_within,
+            line=line,
+            column=column,
+            title=text,
+        )
+        return save(figure, path, dpi)
 
 
-def check_picture_name(path: str | Path) -> None:
-    """Raise `FormatError` unless the name says a format that can be written."""
-    if Path(path).suffix.lower() not in PICTURES:
-        raise FormatError(f"picture {path}: the name does not say the format; give one of {', '.join(PICTURES)}")
+KINDS: dict[str, Callable[..., Figure]] = {
+    "slice": plot_density,
+    "line": plot_line,
+    "histogram": plot_histogram,
+    "error": plot_error,
+    "calibration": plot_field_calibration,
+}
+"""Functions of `plot`."""
 
 
-def _draw(
-    figure: Figure,
-    panel: Axes,
-    section: Section,
-    name: str,
-    mesh: tuple[NDArray[np.float64], NDArray[np.float64]],
-    contours: int,
-) -> None:
-    """One field as colours, with lines of equal density and a scale in e/angstrom^3."""
-    values: Any = np.ma.masked_invalid(getattr(section, name))
-    # The sampled points are the pixels' centres, whatever the angle between the axes.
-    picture = panel.pcolormesh(*mesh, values, cmap=COLORS[name], shading="nearest", rasterized=True)
-    density = np.ma.masked_invalid(section.mean)
-    if contours > 0 and density.count() and float(np.ptp(density.compressed())) > 0:
-        color = "white" if name == "mean" else "0.75"
-        panel.contour(*mesh, density, levels=contours, colors=color, linewidths=0.4, alpha=0.8)
-    panel.set_aspect("equal")
-    panel.set_title(TITLES[name], fontsize=9)
-    bar = figure.colorbar(picture, ax=panel, shrink=0.85)
-    bar.set_label("e/angstrom$^3$", fontsize=8)
-    bar.ax.ticklabel_format(axis="y", scilimits=(-2, 3))
+def plot(density: Density, path: str | Path | None = None, kind: str = "slice", **options: Any) -> Figure:
+    """A picture of a density: "slice", "line", "histogram", "error" or "calibration".
 
+    See `plot_density`, `plot_line`, `plot_histogram`, `plot_error` and `plot_field_calibration` for their options.
 
-def _thinned(section: Section) -> Section:
-    """The section with at most `MAX_PIXELS` points along each edge."""
-    n1, n2 = section.mean.shape
-    s1, s2 = -(-n1 // MAX_PIXELS), -(-n2 // MAX_PIXELS)
-    if s1 == s2 == 1:
-        return section
-    # Edges shrink to the part that whole steps cover, so that every point keeps its place.
-    u, v = section.u * (s1 * -(-n1 // s1) / n1), section.v * (s2 * -(-n2 // s2) / n2)
-    fields = [None if f is None else f[::s1, ::s2] for f in (section.aleatoric, section.epistemic)]
-    return Section(section.origin, u, v, section.mean[::s1, ::s2], *fields)
+    Raises
+    ------
+    SettingsError, GridError, FormatError, StoreError
+    """
+    if kind not in KINDS:
+        raise SettingsError(f"picture {kind!r} is not known; give one of {', '.join(KINDS)}")
+    return KINDS[kind](density, path=path, **options)
 
 
 def atoms_near(structure: Structure, section: Section, within: float) -> NDArray[np.float64]:
     """In-plane coordinates of the atoms and periodic images close to the parallelogram, (n, 2), angstrom."""
-    cell = structure.cell
-    corners = section.origin + np.array([[0.0] * 3, section.u, section.v, section.u + section.v])
-    fractional = corners @ np.linalg.inv(cell)
-    positions = structure.positions @ np.linalg.inv(cell)
-    positions = np.where(structure.pbc, positions - np.floor(positions), positions)
-    margin = np.where(structure.pbc, 1, 0)
-    low = np.where(structure.pbc, np.floor(fractional.min(axis=0)) - margin, 0).astype(int)
-    high = np.where(structure.pbc, np.floor(fractional.max(axis=0)) + margin, 0).astype(int)
-    found = []
-    edges = np.stack([section.u, section.v, section.normal])
-    for i in range(low[0], high[0] + 1):
-        for j in range(low[1], high[1] + 1):
-            for k in range(low[2], high[2] + 1):
-                relative = (positions + np.array([i, j, k], dtype=float)) @ cell - section.origin
-                along = relative @ np.linalg.inv(edges)
-                inside = (np.abs(along[:, 2]) <= within) & np.all((along[:, :2] >= 0) & (along[:, :2] <= 1), axis=1)
-                found.append(relative[inside] @ section.axes.T)
-    return np.concatenate(found)
+    return atoms_of(structure, section, within)[0]
+
+
+def _check_fields(density: Density, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in TITLES or (name != "mean" and not density.uncertain):
+            known = ", ".join(TITLES) if density.uncertain else "mean"
+            raise SettingsError(f"field {name!r} cannot be drawn; give some of {known}")
+
+
+def _scales(
+    section: Section, wanted: Sequence[str], limits: dict[str, tuple[float, float]], same: bool
+) -> dict[str, tuple[float, float]]:
+    """Ends of the scale of each field."""
+    ends = {}
+    for name in wanted:
+        values = getattr(section, name)
+        known = values[np.isfinite(values)]
+        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+        ends[name] = (min(0.0, low), high)
+    sigmas = [name for name in wanted if name != "mean"]
+    if same and sigmas:
+        ends |= dict.fromkeys(sigmas, (0.0, max(ends[name][1] for name in sigmas)))
+    for name, pair in limits.items():
+        low, high = (float(x) for x in pair)
+        if not (np.isfinite(low) and np.isfinite(high) and low < high):
+            raise SettingsError(f"limits {pair!r} of {name} are no scale; give its lower and upper end, e/angstrom^3")
+        if name in ends:
+            ends[name] = (low, high)
+    return ends
+
+
+__all__ = [
+    "COLORS",
+    "COLUMNS",
+    "DPI",
+    "KINDS",
+    "LABELS",
+    "LINES",
+    "MAX_PIXELS",
+    "PICTURES",
+    "TITLES",
+    "atoms_near",
+    "check_picture_name",
+    "miller_normal",
+    "plot",
+    "plot_calibration",
+    "plot_density",
+    "plot_error",
+    "plot_field_calibration",
+    "plot_histogram",
+    "plot_line",
+]
