@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from gpurho.model import DensityModel
+    from gpurho.trust import Trust
 
 
 def _upper(module: str, name: str) -> Callable[..., Any]:
@@ -59,7 +60,8 @@ class Density:
     Notes
     -----
     The field attributes are ``mean``, ``aleatoric``, ``epistemic`` and ``std``, the root of the sum of the two
-    variances; the last three are None where there is no uncertainty.
+    variances; the last three are None where there is no uncertainty. Of a prediction, ``trust`` says how like the atoms
+    are to the training data (`gpurho.trust`); None where the model does not know.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class Density:
         if (aleatoric is None) != (epistemic is None):
             raise SettingsError("one of aleatoric and epistemic is missing; give both standard deviations or neither")
         self._raw: dict[str, Field] = {} if mean is None else {"mean": mean}
-        self.kept = kept
+        self.kept, self.trust = kept, cast("Trust | None", None)
         if aleatoric is not None and epistemic is not None:
             self._raw |= {"aleatoric": aleatoric, "epistemic": epistemic}
         for name, field in self._raw.items():
@@ -384,9 +386,9 @@ class Density:
         """
         return cast(Path, _upper("gpurho.formats", "write_density")(self, path, field))
 
-    def plot(self, path: str | Path | None = None, **options: Any) -> Figure:
-        """A slice of the mean beside those of the standard deviations; see `gpurho.plotting.plot_density`."""
-        return cast("Figure", _upper("gpurho.plotting", "plot_density")(self, path, **options))
+    def plot(self, path: str | Path | None = None, kind: str = "slice", **options: Any) -> Figure:
+        """A picture: slices of the mean and the sigmas, or of another `kind`; see `gpurho.plotting.plot`."""
+        return cast("Figure", _upper("gpurho.plotting", "plot")(self, path, kind, **options))
 
     # -- life -----------------------------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ Layout of the file, version 1 (``format = "gpurho-density"`` among the root's at
   length, times the volume per point, is the epistemic sigma of the integral (`gpurho.integrals`).
 - ``shards``: only where several workers made the prediction. The fields are then virtual data sets over files in a
   folder beside this one, and the format's version is 2; see `gpurho.virtual`.
+- ``trust``: only where the model keeps statistics of its training atoms. ``per_atom`` and ``why``, (n_atoms,), and the
+  attribute ``summary``, JSON: see `gpurho.trust.Trust`.
 - ``provenance``: JSON with the settings, the model's fingerprint and full specification, and versions.
 
 The file holds no date: it is a function of its inputs, the same bytes whenever and however often it was interrupted.
@@ -47,6 +49,7 @@ from gpurho.kept import COLUMNS as ATOM_COLUMNS
 from gpurho.kept import Histogram, Kept, SumStore
 from gpurho.partition import Tile, TileSet
 from gpurho.structure import Structure
+from gpurho.trust import Trust
 from gpurho.virtual import ShardedFields, is_sharded, refuse_external
 
 FORMAT = "gpurho-density"
@@ -166,8 +169,9 @@ def write_tables(
     correction: Correction,
     errors: NDArray[np.float64] | None = None,
     sums: SumStore | None = None,
+    trust: Trust | None = None,
 ) -> None:
-    """The per-tile tables, the sums of atoms, the histograms and the conservation, written once at the end."""
+    """The per-tile tables, the sums of atoms, the histograms, the conservation and trust, written once at the end."""
     tiles = layout.tiles
     group = h5.create_group("tiles")
     tables = {
@@ -185,6 +189,8 @@ def write_tables(
     group["crc32"].attrs["columns"] = json.dumps([piece.name for piece in layout.pieces])
     if sums is not None:
         _write_sums(h5, sums)
+    if trust is not None:
+        _write_trust(h5, trust)
     group.attrs["tile_shape"] = np.asarray(tiles.tile_shape)
     h5.attrs["conserve"] = correction.kind or "none"
     h5.attrs["scale"] = correction.scale
@@ -210,6 +216,29 @@ def _write_sums(h5: Any, sums: SumStore) -> None:
         )
         table.attrs["columns"] = json.dumps(ATOM_COLUMNS[: sums.atoms.shape[1]])
         table.attrs["unit"] = "e/angstrom^3 and its square, [0] * 2^-32 + [1] * 2^-72"
+
+
+def _write_trust(h5: Any, trust: Trust) -> None:
+    group = h5.create_group("trust")
+    for name, values in (("per_atom", trust.per_atom), ("why", trust.why)):
+        group.create_dataset(
+            name,
+            data=values,
+            chunks=(min(len(values), 1 << 16),),
+            shuffle=True,
+            compression="gzip",
+            compression_opts=1,
+            track_times=False,
+        )
+    group["per_atom"].attrs["unit"] = "distance from the training atoms, 1 where these end"
+    group.attrs["summary"] = json.dumps(trust.summary())
+
+
+def _read_trust(h5: Any) -> Trust | None:
+    if "trust" not in h5:
+        return None
+    group = h5["trust"]
+    return Trust.from_parts(group["per_atom"][()], group["why"][()], json.loads(group.attrs["summary"]))
 
 
 def _open_h5(path: Path) -> Any:
@@ -262,7 +291,7 @@ def open_density(path: str | Path) -> Density:
     except StoreError:
         h5.close()
         raise
-    except (KeyError, ValueError, OSError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
         h5.close()
         raise StoreError(f"{file} is damaged: {str(error).splitlines()[0]}; predict it again") from None
 
@@ -331,7 +360,7 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
     mean = lazy("mean")
     if mean is None and keep.field:
         raise KeyError("dataset 'mean' is missing")
-    return Density(
+    density = Density(
         part,
         structure,
         mean,
@@ -344,6 +373,8 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
         close=close,
         kept=kept,
     )
+    density.trust = _read_trust(h5)
+    return density
 
 
 def verify(path: str | Path) -> list[int]:

@@ -214,6 +214,6 @@ def _write_hdf5(density: Density, path: Path) -> None:
     try:
         for tile in tiles:
             sink.write(sink.encode(tile, [np.asarray(field[tile.slices]) for field in raw.values()], {}))
-        sink.finish(density.correction).close()
+        sink.finish(density.correction, density.trust).close()
     finally:
         sink.close()

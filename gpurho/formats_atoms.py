@@ -5,7 +5,8 @@ Columns, each over the points nearest to an atom (`Density.per_atom`):
 - ``electrons``, and its standard deviation ``electrons_std``;
 - ``electrons_aleatoric`` and ``electrons_epistemic``, the parts of it that come from the noise of the training labels
   and from what the network does not know;
-- ``volume``, angstrom^3.
+- ``volume``, angstrom^3;
+- ``trust``, where the model knows its training atoms: how far an atom is from them, 1 where they end (`gpurho.trust`).
 
 In a dump they are called ``v_electrons`` and so on, as LAMMPS calls a variable of atoms. Positions stay where the
 density has them: a cell that is not the lower triangle of LAMMPS is written as a general triclinic box (``abc origin``,
@@ -27,7 +28,7 @@ AT_ONCE = 1 << 15
 
 
 def atom_columns(density: Density) -> dict[str, NDArray[np.float64]]:
-    """The columns by name, (n_atoms,) each; without uncertainty electrons and volume alone."""
+    """The columns by name, (n_atoms,) each; those that are not known are left out."""
     charges = density.per_atom()
     columns = {
         "electrons": charges.electrons,
@@ -35,6 +36,7 @@ def atom_columns(density: Density) -> dict[str, NDArray[np.float64]]:
         "electrons_aleatoric": charges.electrons_aleatoric,
         "electrons_epistemic": charges.electrons_epistemic,
         "volume": charges.volumes,
+        "trust": density.trust.per_atom.astype(np.float64) if density.trust else None,
     }
     return {name: values for name, values in columns.items() if values is not None}
 

@@ -15,6 +15,7 @@ from gpurho.keep import plane_name, shifted
 from gpurho.kept import Kept, SumStore, TileSums
 from gpurho.partition import Tile
 from gpurho.store import FinishedTile, added, checked_totals
+from gpurho.trust import Trust
 
 
 class MemorySink:
@@ -69,12 +70,12 @@ class MemorySink:
         """Sums over the tiles written."""
         return Totals.merged(self._totals)
 
-    def finish(self, correction: Correction) -> Density:
+    def finish(self, correction: Correction, trust: Trust | None = None) -> Density:
         """The field, or what was kept of it."""
         arrays = [self._arrays.get(name) for name in NAMES]
         layout = self.layout
         info = {**layout.provenance, "settings": layout.settings, "region": layout.region}
-        return Density(
+        density = Density(
             self._grid,
             layout.structure,
             arrays[0],
@@ -86,6 +87,8 @@ class MemorySink:
             info=info,
             kept=None if layout.keep.field_alone else self._kept(),
         )
+        density.trust = trust
+        return density
 
     def _kept(self) -> Kept:
         stored = self._arrays
@@ -107,7 +110,7 @@ def in_memory(density: Density) -> Density:
     """A density with its fields as arrays, independent of any file."""
     raw = density.raw_fields()
     fields = [np.asarray(raw[name]) if name in raw else None for name in NAMES]
-    return Density(
+    copy = Density(
         density.grid,
         density.structure,
         *fields,
@@ -117,3 +120,5 @@ def in_memory(density: Density) -> Density:
         info=density.info,
         kept=None if density.kept is None else density.kept.in_memory(density.grid, len(density.structure)),
     )
+    copy.trust = density.trust
+    return copy

@@ -32,6 +32,7 @@ from gpurho.kept import SumStore
 from gpurho.partition import TileSet
 from gpurho.shardsink import copy_pieces, kept_sums, shard_origin, shard_shape
 from gpurho.store import added, check_room, check_same, lock_output, sync_file
+from gpurho.trust import Trust
 from gpurho.virtual import open_shard, settings_digest
 
 FOLDER_SUFFIX = ".shards"
@@ -171,7 +172,7 @@ class ShardFolder:
         """Sums over all tiles."""
         return Totals.merged(row for _, group in self._tables() for row in _rows(group))
 
-    def finish(self, correction: Correction) -> Density:
+    def finish(self, correction: Correction, trust: Trust | None = None) -> Density:
         """Make one file of the shards, remove what only the work needed, and open it."""
         missing = [run.name for run in self.runs if not self.shard(run).exists()]
         if missing:
@@ -194,7 +195,7 @@ class ShardFolder:
                     with open_shard(self.shard(run), self.digest) as shard:
                         copy_pieces(shard, h5, self.run_layout(run))
                         sums.add(kept_sums(shard))
-                write_tables(h5, self.layout, rows, crc, correction, errors, sums)
+                write_tables(h5, self.layout, rows, crc, correction, errors, sums, trust)
             sync_file(part)
             os.replace(part, self.path)
             sync_file(self.path.parent)

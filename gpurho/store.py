@@ -28,6 +28,7 @@ from gpurho.fields import Correction, Totals
 from gpurho.journal import Blobs, Journal, Lock, blobs_path, first_difference, read_blob, read_journal
 from gpurho.kept import SumStore, TileSums
 from gpurho.partition import Tile
+from gpurho.trust import Trust
 
 SYNC_SECONDS = 10.0
 """Most seconds of work that a failure of the machine, not of the process, can cost."""
@@ -283,7 +284,7 @@ class FileSink(TileFile):
     def _keep_errors(self, errors: NDArray[np.float64] | None) -> None:
         self._errors = added(self._errors, errors)
 
-    def finish(self, correction: Correction) -> Density:
+    def finish(self, correction: Correction, trust: Trust | None = None) -> Density:
         """Write the tables, give the file its name, and open it."""
         tiles = self.layout.tiles
         missing = len(tiles) - len(self._totals)
@@ -291,7 +292,7 @@ class FileSink(TileFile):
             raise StoreError(f"{missing} of {len(tiles)} tiles of {self.path} are missing; run the same command again")
         with self.guarded():
             rows = [self._totals[i] for i in range(len(tiles))]
-            write_tables(self._h5, self.layout, rows, self._crc, correction, self._errors, self._sums)
+            write_tables(self._h5, self.layout, rows, self._crc, correction, self._errors, self._sums, trust)
             self._publish()
         self._journal_path.unlink(missing_ok=True)
         blobs_path(self._journal_path).unlink(missing_ok=True)

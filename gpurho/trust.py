@@ -1,7 +1,7 @@
 """Whether a structure is like what a model was trained on: a number for each atom, and a sentence.
 
-The number is how far an atom's surroundings are from all training atoms, in the unit of `gpurho.truststats`: from 1 on
-it is farther from them than 99 in 100 of them are from each other. The sentence says what is likely the reason, from
+The number is how far an atom's surroundings are from all training atoms (`gpurho.truststats`): from 1 on it is farther
+from them than 99 in 100 of them are from each other. The sentence says what is likely the reason, from
 separate checks of neighbours, composition and volume. Neither needs a prediction.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gpurho.structure import Structure
 from gpurho.surroundings import AtomBatches, Surroundings
-from gpurho.truststats import AtomInputs, TrustStatistics, nearest_known
+from gpurho.truststats import AtomInputs, TrustStatistics, combined, nearest_known
 
 if TYPE_CHECKING:
     from gpurho.model import DensityModel
@@ -33,8 +33,9 @@ FAR = 1000.0
 FEW_OUTSIDE = 0.03
 """Share of atoms beyond 1 that is called inside: of the training atoms it is one in a hundred."""
 
-MANY_OUTSIDE = 0.25
-"""Share of atoms beyond 1 from which on the structure is outside, however little they are."""
+MANY_OUTSIDE = 0.5
+"""Share of atoms beyond 1 from which on the structure is outside, however little they are. In the hottest snapshots that
+were held out it reaches 0.4."""
 
 CLEARLY = 1.5
 """Number of a single atom from which on the structure is outside; training atoms reach some 1.3."""
@@ -193,15 +194,16 @@ def trust_of(
     shells = Surroundings(np.full(n, np.inf), np.zeros(n, dtype=np.int64), np.zeros(n))
     for atoms, points in batches:
         kinds = inputs.species[atoms]
-        z = (inputs.at(points) - mean[kinds]) @ basis
+        z, thin = np.split((inputs.at(points) - mean[kinds]) @ basis, [stats.axes], axis=1)
         far = np.full(len(atoms), FAR)
         for s in np.unique(kinds):
             if len(by_species[s]):
-                far[kinds == s] = np.minimum(nearest_known(z[kinds == s], by_species[s]), FAR)
+                found = combined(nearest_known(z[kinds == s], by_species[s]), thin[kinds == s])
+                far[kinds == s] = np.minimum(found, FAR)
         per_atom[atoms] = far
-        found = batches.surroundings(points, stats.shell)
+        around = batches.surroundings(points, stats.shell)
         for name in ("nearest", "coordination", "bond"):
-            getattr(shells, name)[atoms] = getattr(found, name)
+            getattr(shells, name)[atoms] = getattr(around, name)
     return _judged(structure, inputs.species, per_atom, shells, stats, model.spec.species)
 
 
@@ -334,7 +336,13 @@ def _text(
     if kind == "close":
         return f"atoms {shells.nearest[atoms].min():.2f} angstrom apart, trained down to {stats.nearest:.2f}"
     if kind == "open":
-        what = "another phase" if share > 0.5 else "a surface or void"
+        what = (
+            "another phase"
+            if share > 0.5
+            else "a surface or void"
+            if usual - count.max() > 1
+            else "a vacancy or surface"
+        )
         return f"{neighbours} neighbours for {usual:g}: {what}"
     if kind == "missing":
         return f"{neighbours} neighbours for {usual:g}: a vacancy"
@@ -360,7 +368,7 @@ def _sentence(
     most = float(per_atom[worst])
     share = len(beyond) / n
     some = f"{len(beyond):,} of {n:,} ({share:.1%})" if share >= 0.001 else f"{len(beyond):,} of {n:,}"
-    plain = [r for r in reasons if r.kind != "unlike"] or reasons
+    plain = [r for r in reasons if r.kind != "unlike"] if reasons and reasons[0].kind != "unlike" else reasons
     say = [f"{r.count:,} with {r.text}" if r.kind in ("open", "missing", "crowded") else r.text for r in plain]
     tail = f": {'; '.join(say[:SAID])}" if say else ""
     if level == "outside":

@@ -88,7 +88,9 @@ def _raw(density: Density) -> dict[str, Field]:
 
 def _made(density: Density, grid: Grid, fields: Sequence[Field]) -> Density:
     info = {name: value for name, value in density.info.items() if name not in ("timing", "region")}
-    return Density(grid, density.structure, *fields, correction=density.correction, info=info)
+    made = Density(grid, density.structure, *fields, correction=density.correction, info=info)
+    made.trust = density.trust
+    return made
 
 
 def _factors(factors: int | Sequence[int]) -> Triple:

@@ -1,8 +1,9 @@
-"""Calibrate the error bars of a model that is trained, and fit the posterior of its last layer."""
+"""Calibrate the error bars of a trained model, fit the posterior of its last layer, and note its training atoms."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +17,14 @@ from gpurho.atomerrors import atom_errors
 from gpurho.calibration import calibrate as fit_factors
 from gpurho.calibration import fit_correlation_volume
 from gpurho.datasets import Dataset, open_dataset
-from gpurho.errors import DatasetError, OutputExistsError, SettingsError
+from gpurho.errors import DatasetError, ModelError, OutputExistsError, SettingsError
 from gpurho.lastlayer import HeldOut, fit_last_layer
 from gpurho.metrics import coverage, spearman
 from gpurho.peratom import per_atom
 from gpurho.pipelines.evaluate import choose_snapshots
 from gpurho.pipelines.predict import predict
 from gpurho.trainingset import sample_points
+from gpurho.truststats import fit_trust
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,23 +40,40 @@ INTEGRAL_SNAPSHOTS = 6
 
 @dataclass(frozen=True)
 class Calibration:
-    """A calibrated model, and its coverage (1, 2, 3 sigma) and Spearman's rank correlation on the points fitted to."""
+    """A calibrated model, and its coverage (1, 2, 3 sigma) and Spearman's rank correlation on the points fitted to.
+
+    `trust` says what the model knows of its training atoms.
+    """
 
     model: DensityModel
     path: Path | None
     snapshots: list[int]
     figures: dict[str, tuple[tuple[float, float, float], float]]
+    trust: str = "as it was"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        kinds = {
+            kind: {"factors": vars(self.model.spec.factors(kind)), "coverage": list(shares), "rank_correlation": rank}
+            for kind, (shares, rank) in self.figures.items()
+        }
+        out = None if self.path is None else str(self.path)
+        last_layer = self.model.spec.last_layer
+        return {"snapshots": self.snapshots, "kinds": kinds, "last_layer": last_layer, "trust": self.trust, "out": out}
 
     def __str__(self) -> str:
-        lines = [f"calibrated on {len(self.snapshots)} snapshots: {', '.join(map(str, self.snapshots))}"]
+        lines = []
+        if self.figures:
+            lines.append(f"calibrated on {len(self.snapshots)} snapshots: {', '.join(map(str, self.snapshots))}")
         for kind, (shares, rank) in self.figures.items():
             factors = self.model.spec.factors(kind)
             curve = ", ".join(f"{f:.3f}" for f in factors.curve) or f"{factors.aleatoric:.3f}"
             inside = "/".join(f"{c:.3f}" for c in shares)
             lines.append(f"{kind:<10s} factor {curve}; in 1s/2s/3s {inside}, rank correlation {rank:.2f}")
             lines.append(f"           errors go together within {factors.correlation_volume:.2f} angstrom^3")
-        if self.model.spec.last_layer:
+        if self.figures and self.model.spec.last_layer:
             lines.append("last layer " + ", ".join(f"{k} {v}" for k, v in self.model.spec.last_layer.items()))
+        lines.append(f"trust      {self.trust}")
         return "\n".join(lines + ([f"wrote {self.path}"] if self.path else []))
 
 
@@ -70,8 +89,10 @@ def calibrate(
     points: int = POINTS,
     seed: int = 0,
     overwrite: bool = False,
+    known: Sequence[Dataset | str | os.PathLike[str]] = (),
+    trust_only: bool = False,
 ) -> Calibration:
-    """Fit the posterior of the last layer, and calibrate "analytic" and "last-layer" error bars.
+    """Fit the posterior of the last layer, calibrate "analytic" and "last-layer" error bars, note the training atoms.
 
     Parameters
     ----------
@@ -82,7 +103,8 @@ def calibrate(
     snapshots : "validation", "all", or indices
         Snapshots held out, which the calibration is fitted to and the last layer's tempering chosen on.
     train : "train", indices, or None
-        Snapshots that the last layer is fitted to; with None its posterior stays as it is.
+        Snapshots that the last layer is fitted to, and whose atoms `gpurho.trust` compares with; with None both stay
+        as they are.
     refit, noise
         See `gpurho.lastlayer.fit_last_layer`.
     points : int
@@ -90,6 +112,10 @@ def calibrate(
     seed : int
     overwrite : bool
         Replace `out`.
+    known : data sets or paths, optional
+        More data that the model was trained on, for `gpurho.trust`: all snapshots of each.
+    trust_only : bool
+        Note the training atoms and leave all else as it is.
 
     Raises
     ------
@@ -108,6 +134,14 @@ def calibrate(
         raise SettingsError(f"points {points!r} are too few; give 100 or more")
     trained = model if isinstance(model, DensityModel) else load_model(model)
     data = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
+    if trust_only:
+        if train is None:
+            raise SettingsError("trust_only needs the training snapshots; give train (--train) other than none")
+        trained, text = _with_trust(trained, data, choose_snapshots(trained, data, train)[1], known)
+        if path is not None:
+            trained.save(path)
+        return Calibration(trained, path, [], {}, text)
+    text = Calibration.trust
     _, held = choose_snapshots(trained, data, snapshots)
     features, density, groups = _points(trained, data, held, points, seed)
     if train is not None:
@@ -122,6 +156,7 @@ def calibrate(
             noise=noise,
             refit=refit,
         )
+        trained, text = _with_trust(trained, data, fitted, known)
     kinds = ["analytic", "last-layer"] if trained.spec.last_layer else ["analytic"]
     figures = {}
     for kind in kinds:
@@ -133,7 +168,23 @@ def calibrate(
         trained = with_correlation_volume(trained, data, held[:: -(-len(held) // INTEGRAL_SNAPSHOTS)], kind)
     if path is not None:
         trained.save(path)
-    return Calibration(trained, path, held, figures)
+    return Calibration(trained, path, held, figures, text)
+
+
+def _with_trust(
+    model: DensityModel, data: Dataset, indices: Sequence[int], known: Sequence[Dataset | str | os.PathLike[str]]
+) -> tuple[DensityModel, str]:
+    """The model with the statistics of its training atoms, and a line about them."""
+    structures = [data[i].structure for i in indices]
+    for more in known:
+        structures += [s.structure for s in (more if isinstance(more, Dataset) else open_dataset(more))]
+    try:
+        found = fit_trust(model, structures)
+    except ModelError as error:
+        return model, f"not known: {error}"
+    stats = found.spec.trust
+    assert stats is not None  # just fitted
+    return found, f"{sum(stats.atoms)} atoms of {stats.snapshots} training snapshots, {stats.axes} + {stats.thin} axes"
 
 
 def with_correlation_volume(
@@ -196,26 +247,32 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--points", type=int, default=POINTS, metavar="N", help="of every snapshot (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument(
+        "--known", type=Path, action="append", default=[], metavar="FILE", help="more data it was trained on, for trust"
+    )
+    parser.add_argument("--trust-only", action="store_true", help="note the training atoms; all else stays")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
+    parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> None:
     train = None if options.train == "none" else snapshot_names(options.train)
-    print(
-        calibrate(
-            options.model,
-            options.dataset,
-            options.out,
-            snapshots=snapshot_names(options.snapshots),
-            train=train,
-            refit=options.refit,
-            noise=options.noise,
-            points=options.points,
-            seed=options.seed,
-            overwrite=options.overwrite,
-        )
+    found = calibrate(
+        options.model,
+        options.dataset,
+        options.out,
+        snapshots=snapshot_names(options.snapshots),
+        train=train,
+        refit=options.refit,
+        noise=options.noise,
+        points=options.points,
+        seed=options.seed,
+        overwrite=options.overwrite,
+        known=options.known,
+        trust_only=options.trust_only,
     )
+    print(json.dumps(found.to_dict()) if options.json else found)
 
 
 def snapshot_names(text: str) -> str | list[int]:

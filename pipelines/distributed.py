@@ -30,6 +30,7 @@ from gpurho.pipelines.cluster import local_client
 from gpurho.pipelines.settings import Job, versions
 from gpurho.pipelines.shardwork import Task, work
 from gpurho.pipelines.tiling import Timing
+from gpurho.pipelines.trust import job_trust
 from gpurho.shards import Run, ShardFolder
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _run(job: Job, path: Path, resume: bool, progress: bool) -> Density:
             todo = _Work(job, folder, client)
             timing = todo.run(progress)
             correction = Correction.conserving(job.conserve, folder.totals(), job.grid.dv, job.electrons)
-            density = folder.finish(correction)
+            density = folder.finish(correction, job_trust(job))
         finally:
             folder.close()
     timing.total = time.perf_counter() - begin

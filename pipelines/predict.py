@@ -17,6 +17,7 @@ from gpurho.memorystore import MemorySink
 from gpurho.pipelines.plan import Plan, plan
 from gpurho.pipelines.settings import Job, settle
 from gpurho.pipelines.tiling import Sink, Timing, run_tiles
+from gpurho.pipelines.trust import job_trust
 from gpurho.shards import refuse_unfinished, remove_shards
 from gpurho.store import FileSink
 from gpurho.structure import Structure
@@ -103,7 +104,7 @@ def predict(
     Returns
     -------
     Density
-        In memory, or lazy on the file.
+        In memory, or lazy on the file; its ``trust`` compares the atoms with the training data (`gpurho.trust`).
 
     Raises
     ------
@@ -163,7 +164,7 @@ def run_job(job: Job, out: str | Path | None = None, *, resume: bool = True, pro
     try:
         timing = _run(job, sink, progress)
         correction = Correction.conserving(job.conserve, sink.totals, job.grid.dv, job.electrons)
-        density = sink.finish(correction)
+        density = sink.finish(correction, job_trust(job))
         if out is not None:
             remove_shards(Path(out))  # of an output that this one replaced
     finally:

@@ -9,6 +9,7 @@ from gpurho.density import Density
 from gpurho.pipelines.plan import human_seconds
 from gpurho.pipelines.settings import Job
 from gpurho.shards import folder_bytes
+from gpurho.trust import unknown
 
 
 def summarize(job: Job, density: Density, out: Path | None = None) -> dict[str, Any]:
@@ -39,6 +40,7 @@ def summarize(job: Job, density: Density, out: Path | None = None) -> dict[str, 
         "n_capped": totals.n_capped,
         "n_tied": totals.n_tied,
         "n_outside": totals.n_outside,
+        "trust": (density.trust or unknown(0)).to_dict(),
         "out": None if out is None else str(out),
         "out_bytes": None if out is None else folder_bytes(out),
         "timing": timing,
@@ -62,6 +64,7 @@ def summary_text(s: dict[str, Any]) -> str:
     lines.append(f"density  {s['min_density']:.4g} to {s['max_density']:.4g} e/angstrom^3")
     if s["mean_std"] is not None:
         lines.append(f"sigma    {s['mean_std']:.3g} on average, {s['max_std']:.3g} at most, e/angstrom^3")
+    lines.append(f"trust    {s['trust']['sentence']}")
     if s["n_negative"]:
         lines.append(f"warning  {s['n_negative']:,} points have a negative density")
     if s["n_outside"]:

@@ -20,6 +20,7 @@ from gpurho.kept import TileSums, totals_of
 from gpurho.partition import Tile
 from gpurho.pipelines.settings import Job
 from gpurho.store import FinishedTile
+from gpurho.trust import Trust
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,7 @@ class Sink(Protocol):
         sums: TileSums | None = None,
     ) -> FinishedTile: ...
     def write(self, finished: FinishedTile) -> None: ...
-    def finish(self, correction: Correction) -> Density: ...
+    def finish(self, correction: Correction, trust: Trust | None = None) -> Density: ...
     def close(self) -> None: ...
 
 

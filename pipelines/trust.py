@@ -51,8 +51,10 @@ def trust(atoms: Atoms | Structure, model: str | Path | DensityModel = "auto", *
     return trust_of(structure, found, device)
 
 
-def job_trust(job: Job) -> Trust:
-    """The trust of what a job predicts: of all atoms, or those in and around its region."""
+def job_trust(job: Job) -> Trust | None:
+    """The trust of what a job predicts: of all atoms, or those in and around its region; None where not known."""
+    if job.model.spec.trust is None:
+        return None
     wanted = None if job.region is None else _near_region(job)
     # With several workers this process may see no GPU, and must not take one from them.
     return trust_of(job.structure, job.model, "cpu" if job.distributed else job.device, wanted)
