@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 MAX_BINS = 10_000
 
+NARROW = 5.0
+"""Width in inches below which panels stand one below the other."""
+
 SIGMAS = np.logspace(-8.0, 2.0, 301)
 """Edges of the bins of sigmas, e/angstrom^3, 30 a decade."""
 
@@ -80,8 +83,10 @@ def plot_histogram(
     with style():
         uncertain = density.uncertain
         width = column_width(column if column is not None else ("double" if uncertain else "single"))
-        figure = new_figure(width, width * (0.38 if uncertain else 0.72))
-        panels: Any = figure.subplots(1, 2 if uncertain else 1, squeeze=False)[0]
+        beside = uncertain and width > NARROW
+        figure = new_figure(width, width * (0.38 if beside else 1.3 if uncertain else 0.72))
+        n = 1 + uncertain
+        panels: Any = figure.subplots(*((1, n) if beside else (n, 1)), squeeze=False).ravel()
         _stairs(panels[0], counts["mean"], "mean", "predicted" if reference is not None else "", filled=True)
         if "reference" in counts:
             _stairs(panels[0], counts["reference"], "reference", "reference")
@@ -99,8 +104,7 @@ def plot_histogram(
             panel.tick_params(labelsize=SMALL, which="both")
             if panel.get_legend_handles_labels()[1]:
                 panel.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.1, columnspacing=1.0)
-        n = counts["mean"].n_points
-        text = f"{formula(density.structure)}, {n:,} grid points" if title is None else title
+        text = f"{formula(density.structure)}, {counts['mean'].n_points:,} grid points" if title is None else title
         if text:
             figure.suptitle(text, x=0.01, ha="left")
         return save(figure, path, dpi)

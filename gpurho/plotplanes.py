@@ -72,7 +72,7 @@ def miller_normal(indices: ArrayLike, cell: ArrayLike) -> NDArray[np.float64]:
 
 def choose_cut(
     density: Density,
-    axis: int = 2,
+    axis: int | None = None,
     position: float | None = None,
     *,
     plane: Sequence[int] | None = None,
@@ -93,7 +93,9 @@ def choose_cut(
     if plane is None and normal is None:
         if crystal is not None or point is not None or width is not None:
             raise SettingsError("crystal, point and width go with plane or normal; give one of these (--plane 1 1 0)")
-        return _grid_cut(density, axis, position, centre)
+        return _grid_cut(density, 2 if axis is None else axis, position, centre)
+    if axis is not None:
+        raise SettingsError(f"axis {axis!r} is of planes of grid points; leave it out with plane and normal")
     if plane is not None and normal is not None:
         raise SettingsError(f"plane {plane!r} and normal {normal!r} exclude each other; give one")
     if plane is None:

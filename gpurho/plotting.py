@@ -41,7 +41,7 @@ def plot_density(
     density: Density,
     path: str | Path | None = None,
     *,
-    axis: int = 2,
+    axis: int | None = None,
     position: float | None = None,
     plane: Sequence[int] | None = None,
     crystal: ArrayLike | None = None,

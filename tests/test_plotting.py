@@ -1,93 +1,578 @@
-"""Pictures: what is drawn where, and that no global state is touched."""
+"""Pictures: the numbers drawn are those of the fields, legible, whole, and no global state is touched."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 
+import matplotlib
 import numpy as np
 import pytest
+from ase.build import bulk
+from matplotlib.collections import EllipseCollection, QuadMesh
+from matplotlib.contour import ContourSet
+from matplotlib.text import Text
 from predict_tools import TRICLINIC, triclinic_structure, wave
 
-from gpurho import plotting
+from gpurho import plotplanes, plotting
 from gpurho.density import Density
-from gpurho.errors import FormatError, SettingsError, StoreError
+from gpurho.errors import FormatError, GridError, SettingsError, StoreError, StructureError
+from gpurho.fields import LazyField
 from gpurho.grid import Grid
+from gpurho.plothistograms import SIGMAS
+from gpurho.plotlines import atoms_along
+from gpurho.structure import Structure
+
+SHAPE = (14, 16, 18)
+
+
+def wave_at(points):
+    """`predict_tools.wave` at any points of the triclinic cell, float64."""
+    x, y, z = np.moveaxis(2 * np.pi * (points @ np.linalg.inv(TRICLINIC)), -1, 0)
+    return 0.3 + 0.1 * np.cos(x) + 0.05 * np.sin(2 * y) + 0.02 * np.cos(3 * z + 0.4) + 0.03 * np.sin(x + y - z)
+
+
+def make(shape=SHAPE, change=1.0):
+    structure = triclinic_structure()
+    grid = Grid(shape, TRICLINIC)
+    mean = wave(grid, structure).astype(np.float32)
+    return Density(grid, structure, mean * np.float32(change), 0.01 * mean, 0.005 * mean[::-1])
 
 
 @pytest.fixture(scope="module")
 def density():
-    structure = triclinic_structure()
-    grid = Grid((14, 16, 18), TRICLINIC)
-    mean = wave(grid, structure).astype(np.float32)
-    return Density(grid, structure, mean, 0.1 * mean, 0.05 * mean)
+    return make()
 
 
-def panels(figure):
-    return [axes for axes in figure.axes if axes.get_title()]
+@pytest.fixture(scope="module")
+def reference(density):
+    rng = np.random.default_rng(3)
+    values = density.mean + rng.normal(0, 0.003, SHAPE).astype(np.float32)
+    return Density(density.grid, density.structure, values)
 
 
-@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
-def test_writes_files(density, tmp_path, suffix):
+def meshes(figure):
+    """Values, corners' coordinates and scale of each map."""
+    found = []
+    for axes in figure.axes:
+        for item in axes.collections:
+            # Scales are drawn as meshes, too, without numbers in rows and columns.
+            if isinstance(item, QuadMesh) and axes.get_aspect() == 1:
+                found.append(item)
+    return found
+
+
+def drawn(mesh):
+    return np.ma.filled(mesh.get_array().astype(float), np.nan)
+
+
+def labels(figure):
+    return [
+        t
+        for axes in figure.axes
+        for t in (axes.get_xlabel(), axes.get_ylabel())
+        if t and "along" not in t and "across" not in t and "distance" not in t
+    ]
+
+
+def atoms_drawn(axes):
+    return np.concatenate(
+        [np.asarray(c.get_offsets()) for c in axes.collections if isinstance(c, EllipseCollection)]
+        or [np.empty((0, 2))]
+    )
+
+
+# -- planes of grid points --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg", "jpg"])
+def test_writes_files_and_leaves_no_trace(density, tmp_path, suffix):
+    before = dict(matplotlib.rcParams)
     path = tmp_path / f"slice.{suffix}"
-    density.plot(path)
-    assert path.stat().st_size > 5000
+    density.plot(path, dpi=60)
+    assert path.stat().st_size > 3000
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert dict(matplotlib.rcParams) == before
     assert not sys.modules.get("matplotlib.pyplot") or not sys.modules["matplotlib.pyplot"].get_fignums()
+    if suffix in ("svg", "pdf"):
+        first = path.read_bytes()
+        density.plot(path, dpi=60)
+        assert path.read_bytes() == first
 
 
-def test_panels_and_scales(density):
-    figure = density.plot(axis=1, position=0.25)
-    assert [p.get_title() for p in panels(figure)] == [plotting.TITLES[n] for n in ("mean", "aleatoric", "epistemic")]
-    section = density.slice(1, 0.25)
-    for panel, values in zip(panels(figure), (section.mean, section.aleatoric, section.epistemic), strict=True):
-        mesh = panel.collections[0]
-        np.testing.assert_allclose(mesh.get_array().reshape(values.shape), values)
-        assert panel.get_aspect() == 1
-        x, _ = section.coordinates()
-        assert panel.get_xlim() == pytest.approx((x.min(), x.max()))
-    labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel().startswith("e/")]
-    assert labels == ["e/angstrom$^3$"] * 3
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slice_shows_the_field_from_edge_to_edge(density, axis):
+    index = 3
+    figure = density.plot(axis=axis, position=index / SHAPE[axis])
+    fields = [density.mean, density.aleatoric, density.epistemic]
+    first, second = (d for d in range(3) if d != axis)
+    n1, n2 = SHAPE[first] + 1, SHAPE[second] + 1
+    # In-plane coordinates by hand: x along the first vector, y across it.
+    a, b = TRICLINIC[first], TRICLINIC[second]
+    e1 = a / np.linalg.norm(a)
+    e2 = b - (b @ e1) * e1
+    e2 /= np.linalg.norm(e2)
+    s, t = np.linspace(0, 1, n1)[:, None, None], np.linspace(0, 1, n2)[None, :, None]
+    points = s * a + t * b
+    found = meshes(figure)
+    assert len(found) == 3
+    for mesh, field in zip(found, fields, strict=True):
+        plane = np.take(field, index, axis=axis)
+        want = np.pad(plane, ((0, 1), (0, 1)), mode="wrap")
+        np.testing.assert_allclose(drawn(mesh).reshape(n1, n2), want, rtol=1e-6)
+        np.testing.assert_allclose(mesh.get_coordinates()[..., 0], points @ e1, atol=1e-9)
+        np.testing.assert_allclose(mesh.get_coordinates()[..., 1], points @ e2, atol=1e-9)
+    x, y = points @ e1, points @ e2
+    assert found[0].axes.get_xlim() == pytest.approx((x.min(), x.max()))
+    assert found[0].axes.get_ylim() == pytest.approx((y.min(), y.max()))
 
 
-def test_mean_alone_and_any_plane(density):
+def test_between_planes_and_through_an_atom(density):
+    figure = density.plot(position=0.3, fields=("mean",))
+    k = 0.3 * SHAPE[2]
+    low, part = int(k), k - int(k)
+    want = (1 - part) * density.mean[..., low] + part * density.mean[..., low + 1]
+    np.testing.assert_allclose(drawn(meshes(figure)[0]).reshape(15, 17)[:-1, :-1], want, rtol=1e-5)
+    through = density.plot(atom=0, fields=("mean",))
+    np.testing.assert_allclose(drawn(meshes(through)[0]), drawn(meshes(figure)[0]), rtol=1e-5)
+    places = atoms_drawn(meshes(through)[0].axes)
+    # Atom 0 lies at fractions 0.1, 0.2 of a and b.
+    relative = 0.1 * TRICLINIC[0] + 0.2 * TRICLINIC[1]
+    e1 = TRICLINIC[0] / np.linalg.norm(TRICLINIC[0])
+    want = [relative @ e1, np.sqrt(relative @ relative - (relative @ e1) ** 2)]
+    assert np.abs(places - want).sum(axis=1).min() < 1e-9
+
+
+def test_scales_and_units(density):
+    figure = density.plot()
+    found = meshes(figure)
+    for mesh, top in zip(found, (density.mean, density.aleatoric, density.epistemic), strict=True):
+        assert mesh.norm.vmin == 0.0
+        assert 0 < mesh.norm.vmax <= top.max()
+        assert mesh.norm.vmax == pytest.approx(float(drawn(mesh).max()))
+    assert labels(figure) == [
+        "density (e/Å$^3$)",
+        "aleatoric $\\sigma$ (10$^{-3}$ e/Å$^3$)",
+        "epistemic $\\sigma$ (10$^{-3}$ e/Å$^3$)",
+    ]
+    assert [m.cmap.name for m in found] == [plotting.COLORS[n] for n in ("mean", "aleatoric", "epistemic")]
+    # The number at a tick of a scale in thousandths is the value times a thousand.
+    figure.draw_without_rendering()
+    scale = next(axes for axes in figure.axes if "aleatoric" in axes.get_xlabel())
+    ticks = {t.get_text(): x for t, x in zip(scale.get_xticklabels(), scale.get_xticks(), strict=True) if t.get_text()}
+    assert all(float(text) == pytest.approx(1000 * value) for text, value in ticks.items())
+    same = meshes(density.plot(same_scale=True))
+    assert same[1].norm.vmax == same[2].norm.vmax == found[1].norm.vmax
+    fixed = meshes(density.plot(limits={"mean": (0.2, 0.35)}, fields=("mean",)))[0]
+    assert (fixed.norm.vmin, fixed.norm.vmax) == (0.2, 0.35)
+    assert fixed.colorbar.extend == "both"
+    negative = Density(density.grid, density.structure, density.mean - np.float32(0.2))
+    lowest = float((density.mean - np.float32(0.2))[..., 9].min())
+    assert lowest < 0
+    assert meshes(negative.plot())[0].norm.vmin == pytest.approx(lowest)
+
+
+def test_lines_of_equal_density_lie_on_it(density):
+    fine = make((40, 44, 48))
+    levels = [0.25, 0.3, 0.35]
+    figure = fine.plot(contours=levels, position=0.25, fields=("std",))
+    panel = meshes(figure)[0].axes
+    lines = next(c for c in panel.collections if isinstance(c, ContourSet))
+    assert list(lines.levels) == levels
+    e1 = TRICLINIC[0] / np.linalg.norm(TRICLINIC[0])
+    e2 = TRICLINIC[1] - (TRICLINIC[1] @ e1) * e1
+    e2 /= np.linalg.norm(e2)
+    for level, path in zip(levels, lines.get_paths(), strict=True):
+        points = 0.25 * TRICLINIC[2] + path.vertices @ np.array([e1, e2])
+        assert len(points) > 20
+        np.testing.assert_allclose(wave_at(points), level, atol=2e-3)
+    assert not [c for c in meshes(density.plot(contours=0))[0].axes.collections if isinstance(c, ContourSet)]
+
+
+def test_one_field_and_unknown_ones(density):
     bare = Density(density.grid, density.structure, density.mean)
-    assert len(panels(bare.plot())) == 1
-    figure = density.plot(normal=(1, 1, 0), width=5.0, fields=("mean", "std"))
-    assert len(panels(figure)) == 2
+    assert len(meshes(bare.plot())) == 1
+    assert bare.plot().get_figwidth() == plotting.COLUMNS["single"]
+    assert len(meshes(density.plot(fields=("mean", "std")))) == 2
     with pytest.raises(SettingsError, match="'std'"):
         bare.plot(fields=("std",))
     with pytest.raises(SettingsError, match="'colour'"):
         density.plot(fields=("colour",))
 
 
-def test_atoms_are_marked_where_they_are(density):
-    section = density.slice(2, 0.0)
-    # Atom 0 lies at fraction 0.3 along c: in the plane through it and in no other.
-    through = density.slice(2, 0.3)
-    marks = plotting.atoms_near(density.structure, through, 0.05)
-    height = np.abs((density.structure.positions[0] - through.origin) @ through.normal)
-    assert height < 1e-9
-    assert len(marks) == 1
-    relative = density.structure.positions[0] - through.origin
-    np.testing.assert_allclose(marks[0], through.axes @ relative, atol=1e-9)
-    assert len(plotting.atoms_near(density.structure, section, 0.05)) == 0
-    # A wide plane shows periodic images.
-    wide = density.plane(through.normal, density.structure.positions[0], width=12.0, spacing=0.5)
-    assert len(plotting.atoms_near(density.structure, wide, 0.05)) > 4
-
-
 def test_large_sections_are_thinned(density, monkeypatch):
-    monkeypatch.setattr(plotting, "MAX_PIXELS", 5)
+    monkeypatch.setattr(plotplanes, "MAX_PIXELS", 8)
     section = density.slice(0, 0.0)
-    thin = plotting._thinned(section)
-    assert max(thin.mean.shape) <= 5
-    step = -(-section.mean.shape[0] // 5), -(-section.mean.shape[1] // 5)
+    thin = plotplanes.thinned(section)
+    step = 2, 3
     for full, part in zip(section.coordinates(), thin.coordinates(), strict=True):
         np.testing.assert_allclose(full[:: step[0], :: step[1]], part, atol=1e-9)
     np.testing.assert_array_equal(section.mean[:: step[0], :: step[1]], thin.mean)
+    # Periodic and even: the far edge stands at the end.
+    wrapped = plotplanes.thinned(section, (True, True))
+    assert wrapped.mean.shape == (9, 7)
+    np.testing.assert_array_equal(wrapped.mean[-1], wrapped.mean[0])
+    x, y = wrapped.coordinates()
+    corner = wrapped.axes @ (TRICLINIC[1] + TRICLINIC[2])
+    assert (x[-1, -1], y[-1, -1]) == pytest.approx(tuple(corner))
+    # Periodic and odd: the last step would be shorter, so the far edge is left out.
+    monkeypatch.setattr(plotplanes, "MAX_PIXELS", 4)
+    assert plotplanes.thinned(section, (True, True)).mean.shape == (5, 4)
+
+
+# -- planes of crystals -----------------------------------------------------------------------------------------------
+
+
+def plane_points(mesh, cut):
+    """Cartesian points of a map from its coordinates."""
+    return cut.section.origin + np.asarray(mesh.get_coordinates()) @ cut.section.axes
+
+
+@pytest.mark.parametrize("indices", [(1, 1, 0), (1, 1, -1), (0, 0, 1), (2, -1, 3)])
+def test_miller_planes_of_a_triclinic_cell(indices):
+    fine = make((40, 44, 48))
+    figure = fine.plot(plane=indices, fields=("mean",))
+    cut = plotplanes.choose_cut(fine, plane=indices)
+    mesh = meshes(figure)[0]
+    points = plane_points(mesh, cut)
+    # h x + k y + l z is the same everywhere, that of the centre.
+    constant = points @ np.linalg.inv(TRICLINIC) @ np.array(indices, float)
+    np.testing.assert_allclose(constant, 0.5 * sum(indices), atol=1e-9)
+    assert np.ptp(points.reshape(-1, 3), axis=0).max() > 1
+    np.testing.assert_allclose(drawn(mesh).reshape(points.shape[:2]), wave_at(points), atol=2e-3)
+    shifted = plotplanes.choose_cut(fine, plane=indices, position=0.3)
+    assert shifted.section.origin @ np.linalg.inv(TRICLINIC) @ np.array(indices, float) == pytest.approx(0.3)
+    # The first axis is a lattice direction in the plane.
+    axis = cut.section.axes[0] @ np.linalg.inv(TRICLINIC)
+    assert abs(axis @ np.array(indices, float)) < 1e-9
+    axis /= np.abs(axis)[np.abs(axis) > 1e-9].min()
+    np.testing.assert_allclose(axis, np.rint(axis), atol=1e-6)
+
+
+def fcc(n=2, cubic=True):
+    atoms = bulk("Al", "fcc", a=4.05, cubic=cubic).repeat(n)
+    structure = Structure.from_ase(atoms)
+    grid = Grid((12, 12, 12), structure.cell)
+    return Density(grid, structure, np.full((12, 12, 12), 0.2, np.float32))
+
+
+@pytest.mark.parametrize("cubic", [True, False])
+def test_110_of_fcc_holds_its_rectangle_of_atoms(cubic):
+    """Rows along [1-10], a / sqrt(2) apart in the row, and rows a apart: whatever cell the crystal is in."""
+    density = fcc(3, cubic)
+    crystal = (3, 3, 3) if cubic else 4.05 * np.eye(3)
+    figure = density.plot(plane=(1, 1, 0), crystal=crystal, atom=5, width=12.0, atoms_within=0.01)
+    panel = meshes(figure)[0].axes
+    places = atoms_drawn(panel) - 6.0
+    assert panel.get_xlabel() == "along $[001]$ (Å)"
+    assert panel.get_ylabel() in ("along $[1\\overline{1}0]$ (Å)", "along $[\\overline{1}10]$ (Å)")
+    # Around the atom in the middle; half an angstrom beyond the edges, discs may still be seen.
+    rows = [(i * 4.05, j * 4.05 / np.sqrt(2)) for i in range(-3, 4) for j in range(-3, 4)]
+    want = np.array([p for p in rows if max(map(abs, p)) <= 6.5])
+    key = np.lexsort(np.round(places, 6).T), np.lexsort(np.round(want, 6).T)
+    np.testing.assert_allclose(places[key[0]], want[key[1]], atol=1e-6)
+    # Halfway to the next plane of atoms there is none.
+    between = density.plot(plane=(1, 1, 0), crystal=crystal, position=0.25, atoms_within=0.5)
+    assert len(atoms_drawn(meshes(between)[0].axes)) == 0
+
+
+def test_atoms_near_by_brute_force(density):
+    section = plotplanes.choose_cut(density, plane=(2, 1, -1), width=9.0).section
+    places, which, heights = plotplanes.atoms_of(density.structure, section, 0.6)
+    shifts = np.array(list(itertools.product(range(-9, 10), repeat=3))) @ TRICLINIC
+    images = density.structure.positions[:, None] + shifts[None]
+    local = images - section.origin
+    far = np.abs(local @ section.normal)
+    x, y = local @ section.axes[0], local @ section.axes[1]
+    edge = 9.0 + 1e-6
+    near = (far <= 0.6) & (x >= -1e-6) & (x <= edge) & (y >= -1e-6) & (y <= edge)
+    assert near.sum() > 3
+    found = sorted(
+        zip(which.tolist(), np.round(places, 6).tolist(), np.round(np.abs(heights), 6).tolist(), strict=True)
+    )
+    atoms, images_ = np.nonzero(near)
+    want = sorted(
+        (int(i), [round(float(x[i, j]), 6), round(float(y[i, j]), 6)], round(float(far[i, j]), 6))
+        for i, j in zip(atoms, images_, strict=True)
+    )
+    for ours, theirs in zip(found, want, strict=True):
+        assert ours[0] == theirs[0]
+        np.testing.assert_allclose([*ours[1], ours[2]], [*theirs[1], theirs[2]], atol=2e-6)
+    assert len(plotting.atoms_near(density.structure, section, 0.6)) == len(want)
+
+
+def test_any_normal_and_beyond_the_field(density):
+    figure = density.plot(normal=(1, 2, 0.5), point=(1.0, 1.0, 1.0), width=4.0, fields=("mean",))
+    cut = plotplanes.choose_cut(density, normal=(1, 2, 0.5), point=(1.0, 1.0, 1.0), width=4.0)
+    points = plane_points(meshes(figure)[0], cut)
+    np.testing.assert_allclose((points - 1.0) @ np.array([1, 2, 0.5]), 0, atol=1e-9)
+    np.testing.assert_allclose(points.mean(axis=(0, 1)), 1.0, atol=1e-6)
+    slab = Density(Grid(SHAPE, TRICLINIC, pbc=(True, True, False)), density.structure, density.mean)
+    partly = meshes(slab.plot(normal=(1, 0, 0), width=8.0))[0]
+    assert np.isnan(drawn(partly)).any()
+    assert np.isfinite(drawn(partly)).any()
+    with pytest.raises(SettingsError, match="leaves the field everywhere"):
+        slab.plot(normal=(0, 0, 1), point=(0, 0, 30.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"plane": (0, 0, 0)}, "three whole Miller indices"),
+        ({"plane": (1, 0.5, 0)}, "three whole Miller indices"),
+        ({"plane": (1, 0)}, "three whole Miller indices"),
+        ({"plane": (1, 1, 0), "normal": (1, 1, 0)}, "exclude each other"),
+        ({"plane": (1, 1, 0), "axis": 1}, "axis 1"),
+        ({"plane": (1, 1, 0), "crystal": (0, 1, 1)}, "crystal"),
+        ({"normal": (0, 0, 0)}, "no direction"),
+        ({"normal": (1, 0, 0), "position": 0.5}, "point"),
+        ({"plane": (1, 1, 0), "atom": 3}, "atom 3 is not among the 3"),
+        ({"plane": (1, 1, 0), "point": (0, 0)}, "three coordinates"),
+        ({"plane": (1, 1, 0), "atom": 0, "position": 0.5}, "one of them"),
+        ({"width": 4.0}, "plane"),
+        ({"axis": 3}, "axis 3"),
+        ({"position": 1.5}, "position 1.5"),
+        ({"column": "triple"}, "'single', 'double'"),
+        ({"limits": {"mean": (1.0, 0.0)}}, "lower and upper end"),
+        ({"kind": "movie"}, "'movie'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_in_a_line(density, tmp_path, options, match):
+    with pytest.raises(SettingsError, match=match) as error:
+        density.plot(tmp_path / "slice.png", **options)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_that_cannot_be_written(density, tmp_path):
     with pytest.raises(FormatError, match=r"\.png"):
         density.plot(tmp_path / "slice.doc")
     with pytest.raises(StoreError, match="cannot be written"):
-        density.plot(tmp_path / "no" / "slice.png")
+        density.plot(tmp_path / "no" / "slice.png", dpi=40)
+
+
+# -- lines, histograms, errors ----------------------------------------------------------------------------------------
+
+
+def line_of(panel, label):
+    return next(line for line in panel.lines if line.get_label() == label)
+
+
+def band(panel, gid):
+    """Lower and upper edge of a band at its points."""
+    found = next(c for c in panel.collections if c.get_gid() == gid)
+    vertices = found.get_paths()[0].vertices[:-1]
+    half = len(vertices) // 2
+    return vertices[1:half], vertices[half + 1 :][::-1]
+
+
+def test_line_shows_mean_bands_and_reference(density, reference):
+    a, b = np.array([0.2, 0.1, 0.3]), np.array([3.0, 4.0, 3.5])
+    figure = density.plot(kind="line", a=a, b=b, reference=reference, bound=2.0, atoms_within=1.0)
+    upper, lower = figure.axes
+    x, y = line_of(upper, "predicted").get_data()
+    points = a + np.linspace(0, 1, len(x))[:, None] * (b - a)
+    np.testing.assert_allclose(x, np.linspace(0, np.linalg.norm(b - a), len(x)))
+    np.testing.assert_allclose(y, wave_at(points), atol=6e-3)
+    ours = density.at(points)
+    np.testing.assert_allclose(y, ours[0], rtol=1e-6)
+    theirs = reference.at(points)[0]
+    np.testing.assert_allclose(line_of(upper, "reference").get_ydata(), theirs, rtol=1e-6)
+    np.testing.assert_allclose(lower.lines[-1].get_ydata(), theirs - ours[0], atol=1e-6)
+    sigma = {"std": np.sqrt(ours[1] ** 2 + ours[2] ** 2), "epistemic": ours[2]}
+    for panel, middle in ((upper, ours[0]), (lower, np.zeros_like(ours[0]))):
+        for name in ("std", "epistemic"):
+            low, high = band(panel, name)
+            np.testing.assert_allclose(low[:, 0], x, atol=1e-6)
+            np.testing.assert_allclose(low[:, 1], middle - 2 * sigma[name], atol=1e-6)
+            np.testing.assert_allclose(high[:, 1], middle + 2 * sigma[name], atol=1e-6)
+    names = [t.get_text() for t in upper.get_legend().get_texts()]
+    assert names[:4] == ["$\\pm$2 total $\\sigma$", "$\\pm$2 epistemic $\\sigma$", "predicted", "reference"]
+    # Atoms along the line, by brute force.
+    shifts = np.array(list(itertools.product(range(-3, 4), repeat=3))) @ TRICLINIC
+    local = (density.structure.positions[:, None] + shifts).reshape(-1, 3) - a
+    unit = (b - a) / np.linalg.norm(b - a)
+    along = local @ unit
+    off = np.linalg.norm(local - along[:, None] * unit, axis=1)
+    want = np.sort(along[(off <= 1.0) & (along >= 0) & (along <= np.linalg.norm(b - a))])
+    assert len(want)
+    np.testing.assert_allclose(atoms_along(density.structure, a, b, 1.0), want, atol=1e-9)
+    np.testing.assert_allclose(line_of(upper, "atoms within 1 Å").get_xdata(), want, atol=1e-9)
+
+
+def test_line_without_sigmas_and_wrong_lines(density):
+    bare = Density(density.grid, density.structure, density.mean)
+    assert len(bare.plot(kind="line", a=(0, 0, 0), b=(1, 1, 1)).axes) == 1
+    with pytest.raises(SettingsError, match="no length"):
+        density.plot(kind="line", a=(1, 1, 1), b=(1, 1, 1))
+    with pytest.raises(SettingsError, match="not a vector"):
+        density.plot(kind="line", a=(1, 1), b=(1, 1, 1))
+    with pytest.raises(SettingsError, match="bound"):
+        density.plot(kind="line", a=(0, 0, 0), b=(1, 1, 1), bound=0)
+
+
+def stairs(panel, gid):
+    data = next(p for p in panel.patches if p.get_gid() == gid).get_data()
+    return data.values, data.edges
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_histograms_count_every_point_once(density, reference, lazy):
+    largest = 0
+    if lazy:
+
+        def reader(values):
+            def read(box):
+                nonlocal largest
+                largest = max(largest, values[box].size)
+                return values[box]
+
+            return read
+
+        fields = [LazyField(reader(f), SHAPE, (4, 5, 6)) for f in density.raw_fields().values()]
+        density = Density(density.grid, density.structure, *fields)
+    figure = density.plot(kind="histogram", bins=40, reference=reference)
+    left, right = figure.axes
+    mean = np.asarray(density.mean, np.float64)
+    both = [mean, np.asarray(reference.mean, np.float64)]
+    edges = np.linspace(min(f.min() for f in both), max(f.max() for f in both), 41)
+    for gid, values in zip(("mean", "reference"), both, strict=True):
+        counts, found = stairs(left, gid)
+        want = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
+        full = np.flatnonzero(want)
+        np.testing.assert_array_equal(counts, want[full[0] : full[-1] + 1])
+        np.testing.assert_allclose(found, edges[full[0] : full[-1] + 2])
+        assert counts.sum() == np.prod(SHAPE)
+    a, e = (np.asarray(f, np.float64) for f in (density.aleatoric, density.epistemic))
+    for gid, values in (("std", np.hypot(a, e)), ("aleatoric", a), ("epistemic", e)):
+        want = np.histogram(values, SIGMAS)[0]
+        counts, _ = stairs(right, gid)
+        np.testing.assert_array_equal(counts, want[want.nonzero()[0][0] : want.nonzero()[0][-1] + 1])
+    assert left.get_yscale() == right.get_yscale() == right.get_xscale() == "log"
+    if lazy:
+        assert largest == np.prod(SHAPE)  # `np.asarray` of this test; the picture itself:
+        largest = 0
+        density.plot(kind="histogram", bins=40)
+        assert 0 < largest <= 4 * 5 * 6
+        largest = 0
+        density.plot(axis=0, position=0.0)
+        assert 0 < largest <= SHAPE[1] * SHAPE[2]
+
+
+def test_histogram_of_kept_counts():
+    from predict_tools import aluminium, settings, small_model
+
+    from gpurho.pipelines.predict import predict
+
+    kept = predict(aluminium(), small_model(), **settings(grid=(8, 8, 8), keep="histogram:1.2,60"))
+    left, right = kept.plot(kind="histogram").axes
+    counts, edges = stairs(left, "mean")
+    assert counts.sum() == 512
+    np.testing.assert_allclose(np.diff(edges), 0.02)
+    assert stairs(right, "std")[0].sum() == 512
+    with pytest.raises(SettingsError, match="not kept"):
+        kept.plot(plane=(1, 1, 0))
+
+
+def test_error_map(density, reference):
+    figure = density.plot(kind="error", reference=reference, axis=1, position=0.25)
+    index = SHAPE[1] // 4
+    mean, error, ratio = meshes(figure)
+    diff = density.mean[:, index].astype(float) - reference.mean[:, index]
+    sigma = np.hypot(density.aleatoric[:, index].astype(float), density.epistemic[:, index])
+    n = (SHAPE[0] + 1, SHAPE[2] + 1)
+    np.testing.assert_allclose(drawn(mean).reshape(n)[:-1, :-1], density.mean[:, index], rtol=1e-6)
+    np.testing.assert_allclose(drawn(error).reshape(n)[:-1, :-1], diff, atol=1e-7)
+    np.testing.assert_allclose(drawn(ratio).reshape(n)[:-1, :-1], np.abs(diff) / sigma, rtol=1e-4, atol=1e-5)
+    assert error.norm.vmax == -error.norm.vmin == pytest.approx(np.abs(diff).max(), rel=1e-5)
+    assert (ratio.norm.vmin, ratio.norm.vmax) == (0.0, 3.0)
+    assert labels(figure)[1].startswith("predicted $-$ reference (10$^{-3}$ e/Å$^3$)")
+    assert meshes(density.plot(kind="error", reference=reference, limit=0.5))[1].norm.vmax == 0.5
+    bare = Density(density.grid, density.structure, density.mean)
+    assert len(meshes(bare.plot(kind="error", reference=reference, plane=(1, 1, 0)))) == 2
+
+
+def test_calibration_of_a_field(density, reference):
+    figure = density.plot(kind="calibration", reference=reference)
+    error = (density.mean.astype(float) - reference.mean).ravel()
+    z = np.abs(error) / np.hypot(density.aleatoric.astype(float), density.epistemic).ravel()
+    level, share = line_of(figure.axes[0], "observed").get_data()
+    for p, quantile in ((0.5, 0.67448975), (0.9, 1.64485363)):
+        assert share[np.argmin(np.abs(level - p))] == pytest.approx((z <= quantile).mean(), abs=2e-3)
+    with pytest.raises(SettingsError, match="has none"):
+        reference.plot(kind="calibration", reference=density)
+
+
+def test_references_that_do_not_fit(density, reference):
+    def refused(other, error, match):
+        for kind, options in (("error", {}), ("line", {"a": (0, 0, 0), "b": (1, 1, 1)}), ("histogram", {})):
+            with pytest.raises(error, match=match) as found:
+                density.plot(kind=kind, reference=other, **options)
+            assert "\n" not in str(found.value)
+
+    coarse = make((12, 16, 18))
+    refused(coarse, GridError, "12x16x18 points, the density one of 14x16x18.*--grid 12 16 18")
+    stretched = Density(Grid(SHAPE, 1.01 * TRICLINIC), density.structure, density.mean)
+    refused(stretched, GridError, "another cell")
+    s = density.structure
+    moved = Structure(s.positions + np.array([[0, 0, 0], [0, 0.3, 0], [0, 0, 0]]), s.numbers, s.cell, s.pbc)
+    refused(Density(density.grid, moved, density.mean), StructureError, "0.3 angstrom")
+    other = Structure(s.positions, np.array([14, 14, 14]), s.cell, s.pbc)
+    refused(Density(density.grid, other, density.mean), StructureError, "Si3")
+    # Another order of the atoms and other images of them are the same structure.
+    order = np.array([2, 0, 1])
+    shifted = s.positions[order] + np.array([[1, 0, 0], [0, -2, 0], [0, 0, 1]]) @ s.cell + 1e-4
+    same = Structure(shifted, s.numbers[order], s.cell, s.pbc)
+    density.plot(kind="error", reference=Density(density.grid, same, reference.mean))
+
+
+# -- legibility -------------------------------------------------------------------------------------------------------
+
+
+# Three and four panels are for the width of a page.
+@pytest.mark.parametrize(
+    ("kind", "column"),
+    [
+        *itertools.product(("slice", "line", "histogram"), ("single", "double")),
+        *itertools.product(("error", "calibration"), ("double",)),
+    ],
+)
+def test_type_is_legible_and_nothing_is_cut_off(density, reference, kind, column):
+    options = {"slice": {}, "line": {"a": (0, 0, 0), "b": (3, 3, 3)}}.get(kind, {"reference": reference})
+    if column == "single" and kind == "slice":
+        options = {"fields": ("mean",), "atoms_within": 3.0}
+    figure = density.plot(kind=kind, column=column, **options)
+    figure.draw_without_rendering()
+    width, height = figure.get_size_inches() * figure.dpi
+    for text in figure.findobj(Text):
+        if text.get_text().strip() and text.get_visible():
+            assert text.get_fontsize() >= 7.0, text
+            box = text.get_window_extent()
+            # Numbers of ticks beyond the limits have no place; matplotlib does not draw them.
+            if box.width and not _unseen(figure, text):
+                assert box.x0 > -1, text
+                assert box.y0 > -1, text
+                assert box.x1 < width + 1, text
+                assert box.y1 < height + 1, text
+    assert figure.get_figwidth() == plotting.COLUMNS[column]
+
+
+def _unseen(figure, text):
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in axis.get_major_ticks():
+                if text in (tick.label1, tick.label2) and not low <= tick.get_loc() <= high:
+                    return True
+    return False
+
+
+def test_flat_planes_stand_one_below_the_other():
+    cell = np.diag([20.0, 4.0, 4.0])
+    structure = Structure(np.array([[1.0, 1, 2], [12, 3, 2]]), [14, 32], cell, np.array([True] * 3))
+    grid = Grid((40, 8, 8), cell)
+    mean = wave(grid, structure).astype(np.float32)
+    figure = Density(grid, structure, mean, 0.1 * mean, 0.1 * mean).plot()
+    boxes = [m.axes.get_position() for m in meshes(figure)]
+    assert boxes[0].y0 > boxes[1].y1 > boxes[1].y0 > boxes[2].y1
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["Si", "Ge"]
