@@ -129,20 +129,54 @@ def machine() -> dict[str, Any]:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Speed over workers, beside the ideal."""
-    import matplotlib
+    """Speed of a fixed job, and efficiency of a growing one, over workers: best turns joined, every turn a dot."""
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from gpurho.plotstyle import GREY, LINES, SMALL, new_figure, save, style
 
-    figure, axes = plt.subplots(figsize=(4.2, 3.4), constrained_layout=True)
-    for law, marker, color in (("strong", "o", "tab:blue"), ("weak", "s", "tab:orange")):
-        counts = [int(n) for n in result[law]]
-        axes.plot(counts, [result[law][str(n)]["speedup"] for n in counts], marker, ls="-", color=color, label=law)
-    axes.plot(counts, counts, "k:", lw=1, label="ideal")
-    axes.set(xlabel="workers", ylabel="speed against one worker", xticks=counts)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    with style():
+        figure = new_figure(5.4, 2.5)
+        for panel, law, what in zip(figure.subplots(1, 2), ("strong", "weak"), ("speedup", "efficiency"), strict=True):
+            counts = sorted(int(n) for n in result[law])
+            first = counts[0]
+            base = result[law][str(first)]["points_per_second"] / first
+            rows = [row for row in result["rows"] if row["law"] == law]
+            turns = [row["points_per_second"] / base / (1 if law == "strong" else row["workers"]) for row in rows]
+            best = [result[law][str(n)][what] for n in counts]
+            ideal = counts if law == "strong" else [1.0] * len(counts)
+            percent = 1.0 if law == "strong" else 100.0
+            panel.plot(counts, [percent * y for y in ideal], color=GREY, linewidth=0.8, linestyle=":", label="ideal")
+            panel.plot(counts, [percent * y for y in best], color=LINES["mean"], label="best turn")
+            panel.plot(
+                [row["workers"] for row in rows],
+                [percent * y for y in turns],
+                "o",
+                color=LINES["mean"],
+                markersize=3,
+                alpha=0.6,
+                markeredgewidth=0,
+                label="each turn",
+            )
+            panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_locator(FixedLocator(counts))
+            panel.set_xlim(first / 1.15, counts[-1] * 1.15)
+            panel.set_xlabel("workers")
+            if law == "strong":
+                panel.set_yscale("log", base=2)
+                panel.yaxis.set_major_locator(FixedLocator(counts))
+                panel.set_ylabel("speed-up over one worker")
+            else:
+                panel.set_ylim(0, max(110.0, 105 * max(turns)))
+                panel.set_ylabel("efficiency (%)")
+            for axis in (panel.xaxis, *((panel.yaxis,) if law == "strong" else ())):
+                axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axis.set_minor_locator(NullLocator())
+                axis.set_minor_formatter(NullFormatter())
+            panel.tick_params(labelsize=SMALL)
+            title = "strong scaling: the job stays" if law == "strong" else "weak scaling: the job grows"
+            panel.set_title(title, loc="left")
+            panel.legend(loc="upper left" if law == "strong" else "lower left")
+        save(figure, path)
 
 
 def main() -> None:
