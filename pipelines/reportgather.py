@@ -11,8 +11,9 @@ import numpy as np
 
 from gpurho.density import Density
 from gpurho.pipelines import reportdata as data
+from gpurho.pipelines import reportfacts as facts
 from gpurho.pipelines.reporthtml import Report
-from gpurho.pipelines.reportslices import Frames, axis_slices, close_up, common_scale, slice_count
+from gpurho.pipelines.reportslices import Frames, Scale, axis_slices, close_up, common_scale, slice_count
 
 if TYPE_CHECKING:
     from gpurho.model import DensityModel
@@ -43,7 +44,7 @@ def gather(
     present = [name for name in names if any(name in f.fields for f in [*views, *near])]
     numbers, kinds = np.unique(structure.numbers, return_inverse=True)
     warned = data.warnings_of(density, trust)
-    title = data.formula(structure)
+    title = facts.formula(structure)
     return Report(
         title=title,
         kicker="Predicted electron density" + (f" · {path.name}" if path is not None else ""),
@@ -52,14 +53,13 @@ def gather(
         warnings=warned,
         electrons=data.electron_rows(density),
         field=data.field_rows(density),
-        structure=data.structure_rows(structure),
-        model=data.model_rows(info),
-        run=data.run_rows(density, path),
+        structure=facts.structure_rows(structure),
+        model=facts.model_rows(info),
+        run=facts.run_rows(density, path),
         coverage=data.coverage_of(info),
         tests=data.test_rows(info),
         views=views,
-        # Interpolated close-ups swing a little beyond the field; the largest sigmas may lie in them alone.
-        scales={name: common_scale(views if views and name == "mean" else [*views, *near], name) for name in present},
+        scales=_scales(views, near, present, density.max_std),
         kinds=kinds.astype(np.int64),
         symbols=[chemical_symbols[int(z)] for z in numbers],
         atoms=atoms,
@@ -76,6 +76,15 @@ def gather(
         footer=f"Written by gpurho {_version()} on {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}."
         " This page holds all of its pictures and data; it asks nothing of the network.",
     )
+
+
+def _scales(views: list[Frames], near: list[Frames], names: list[str], largest: float | None) -> dict[str, Scale]:
+    found = {}
+    for name in names:
+        # Interpolated close-ups swing a little beyond the field; the largest sigmas may lie in them alone.
+        frames = views if views and name == "mean" else [*views, *near]
+        found[name] = common_scale(frames, name, largest if name == "std" else None)
+    return found
 
 
 def _version() -> str:
@@ -119,7 +128,7 @@ def _histograms(density: Density) -> list[tuple[str, Any, Any]]:
 
 def _lede(density: Density, warned: list[data.Warned]) -> str:
     grave = sum(w.grave for w in warned)
-    model = data.part(density.info, "model", "name")
+    model = facts.part(density.info, "model", "name")
     made = f"predicted by the model {model}" if model is not None else "read from a file that names no model"
     what = f"The valence electron density of {len(density.structure):,} atoms, {made}"
     what += " with error bars." if density.uncertain else ", without error bars."
@@ -135,25 +144,25 @@ def _key(density: Density, warned: list[data.Warned]) -> list[tuple[str, str, st
     found = [
         (
             "Electrons",
-            data.with_error(density.electrons_predicted, density.electrons_std),
+            facts.with_error(density.electrons_predicted, density.electrons_std),
             f"{expected:,g} expected" if expected is not None else "no expected number",
         ),
-        ("Density", f"{data.figure(totals.min_mean)} to {data.figure(totals.max_mean)}", data.UNIT),
+        ("Density", f"{facts.figure(totals.min_mean)} to {facts.figure(totals.max_mean)}", data.UNIT),
     ]
     if density.mean_std is not None and density.max_std is not None:
-        remark = f"{data.UNIT} on average; at most {data.figure(density.max_std)}"
-        found.append(("Sigma of a point", data.figure(density.mean_std), remark))
-    if data.part(density.info, "model") is not None:
+        remark = f"{data.UNIT} on average; at most {facts.figure(density.max_std)}"
+        found.append(("Sigma of a point", facts.figure(density.mean_std), remark))
+    if facts.part(density.info, "model") is not None:
         share = 100 * totals.n_outside / max(totals.n_points, 1)
         remark = "of points out of the training domain"
-        found.append(("Extrapolated", f"{data.figure(share, 2) if share else 'none'}{' %' if share else ''}", remark))
+        found.append(("Extrapolated", f"{facts.figure(share, 2) if share else 'none'}{' %' if share else ''}", remark))
     return found
 
 
 def _atoms_note(n: int, trusted: bool) -> str:
     text = (
-        f"The atoms of {n:,} with the largest standard deviation of the electrons nearest to them, also in units of that"
-        " of the median atom. Atoms are numbered from 0, as in ASE."
+        f"The atoms of {n:,} with the largest standard deviation of the electrons nearest to them, also in units of"
+        " that of the median atom. Atoms are numbered from 0, as in ASE."
     )
     return text + (" Distance: how far an atom is from the training atoms; 1 is where these end." if trusted else "")
 

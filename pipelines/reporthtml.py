@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from gpurho.calibration import TARGETS
 from gpurho.pipelines.reportcard import card_html
-from gpurho.pipelines.reportdata import RankedAtom, Rows, Warned, figure, with_error
+from gpurho.pipelines.reportdata import RankedAtom, Warned
+from gpurho.pipelines.reportfacts import Rows, figure, with_error
 from gpurho.pipelines.reportpictures import UNIT, Panel, bars, gradient, palette_of, tick_text
 from gpurho.pipelines.reportslices import CLOSE_UP, LOOK, MAX_ATOMS, WITHIN, Frames, Scale
 
@@ -320,7 +321,7 @@ def _closeups(report: Report) -> str:
     scales = "".join(
         f"<span>{TITLES[name]} {tick_text(scale.low)}<svg viewBox='0 0 130 11' aria-hidden='true'>"
         f"<rect width='130' height='11' fill='url(#scale-{name})'/></svg>"
-        f"{'&gt; ' if scale.clipped else ''}{tick_text(scale.high)} {UNIT}</span>"
+        f"{'&gt; ' if scale.clipped else ''}{tick_text(scale.high)} {UNIT}{', log' if scale.log else ''}</span>"
         for name, scale in report.scales.items()
     )
     return (

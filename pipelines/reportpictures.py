@@ -52,14 +52,20 @@ def palette_of(name: str) -> NDArray[np.uint8]:
     """The colours of a quantity, (1 + LEVELS, 3) uint8; the first stands for what is not there."""
     from matplotlib import colormaps
 
-    colors = colormaps[COLORS[name]](np.linspace(0.0, 1.0, LEVELS))[:, :3]
-    return np.concatenate([[[255, 255, 255]], np.rint(255 * colors)]).astype(np.uint8)
+    colors = np.rint(255 * colormaps[COLORS[name]](np.linspace(0.0, 1.0, LEVELS))[:, :3]).astype(int)
+    seen: set[tuple[int, ...]] = set()
+    for color in colors:
+        # The page's script reads values off the colours, so neighbours that round to one are told apart by a shade.
+        while tuple(color) in seen:
+            color[2] += 1 if color[2] < 255 else -3
+        seen.add(tuple(color))
+    return np.concatenate([[[255, 255, 255]], colors]).astype(np.uint8)
 
 
 def indices(values: NDArray[np.float32], scale: Scale) -> NDArray[np.uint8]:
     """Colours of values, uint8: 1 at the low end of the scale, LEVELS at the high one, 0 for NaN."""
-    part = (np.asarray(values, dtype=np.float64) - scale.low) / (scale.high - scale.low)
-    found = 1 + np.rint(np.clip(np.nan_to_num(part, nan=0.0), 0.0, 1.0) * (LEVELS - 1))
+    part = scale.parts(values)
+    found = 1 + np.rint(np.nan_to_num(part, nan=0.0) * (LEVELS - 1))
     return np.where(np.isfinite(part), found, 0).astype(np.uint8)
 
 
@@ -194,14 +200,15 @@ class Panel:
         )
         data = (
             f' data-rows="{rows}" data-frames="{n_frames}" data-low="{self.scale.low:.8g}"'
-            f' data-high="{self.scale.high:.8g}" data-clipped="{int(self.scale.clipped)}" data-name="{self.name}"'
+            f' data-high="{self.scale.high:.8g}" data-clipped="{int(self.scale.clipped)}"'
+            f' data-log="{int(self.scale.log)}" data-name="{self.name}"'
             f' data-alt="{escape(self.alt, quote=True)}"'
         )
         frame = "" if self.small else self._bar(width) + self._axes()
         return (
             f'<svg class="panel{" small" if self.small else ""}" id="{self.ident}" role="img"'
             f' aria-label="{escape(self.alt + self.where, quote=True)}" viewBox="0 0 {width:.1f} {height:.1f}"'
-            f' style="max-width:{width * (1.0 if self.small else 1.15):.0f}px"{data}>{frame}{picture}</svg>'
+            f' style="max-width:{width:.0f}px"{data}>{frame}{picture}</svg>'
         )
 
     def _atoms(self, marks: Sequence[Mark] | None) -> str:
@@ -223,7 +230,7 @@ class Panel:
         more = "&gt; " if self.scale.clipped else ""
         return (
             f'<text class="title" x="{left}" y="13">{escape(self.title)}</text>'
-            f'<text class="unit" x="{left}" y="29">{UNIT}</text>'
+            f'<text class="unit" x="{left}" y="29">{UNIT}{", log" if self.scale.log else ""}</text>'
             f'<rect x="{x:.1f}" y="4" width="{bar}" height="11" fill="url(#scale-{self.name})"/>'
             f'<text class="tick" x="{x:.1f}" y="28">{tick_text(self.scale.low)}</text>'
             f'<text class="tick end" x="{x + bar:.1f}" y="28">{more}{tick_text(self.scale.high)}</text>'
@@ -283,7 +290,7 @@ def gradient(name: str) -> str:
 
 def bars(counts: Sequence[float], edges: Sequence[float], label: str, alt: str) -> str:
     """A histogram; `edges` in the unit that `label` names."""
-    width, height, left, top, bottom = 420.0, 130.0, 8.0, 6.0, 36.0
+    width, height, left, top, bottom = 370.0, 120.0, 8.0, 6.0, 36.0
     low, high = float(edges[0]), float(edges[-1])
     most = max(max(counts), 1.0)
     s = (width - 2 * left) / (high - low)

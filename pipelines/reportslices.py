@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +34,13 @@ MANY_ATOMS = 50_000
 WITHIN = 0.5
 """Atoms this close to a plane are drawn, angstrom."""
 
+WIDE = 60.0
+"""Largest sigma over that of the surest quarter of the points, from which on colours follow the logarithm."""
+
 CLOSE_UP = 8.0
 """Edge of the close-up of an atom, angstrom."""
 
-CLOSE_UP_POINTS = 72
+CLOSE_UP_POINTS = 60
 
 LOOK = 3.0
 """How far around an atom the largest sigma is looked for, angstrom."""
@@ -242,24 +246,54 @@ def plane_normal(vectors: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Scale:
-    """The colour scale of one quantity: e/angstrom^3 at both ends, and whether values above it were seen."""
+    """The colour scale of one quantity.
+
+    Attributes
+    ----------
+    low, high : float, e/angstrom^3
+        Values at both ends.
+    clipped : bool
+        Whether values above `high` were seen.
+    log : bool
+        Whether colours follow the logarithm; `low` is positive then.
+    """
 
     low: float
     high: float
     clipped: bool = False
+    log: bool = False
+
+    def parts(self, values: NDArray[Any]) -> Floats:
+        """Where values lie on the scale, 0 to 1; NaN stays."""
+        x = np.asarray(values, dtype=np.float64)
+        if self.log:
+            x = np.log(np.maximum(x, self.low) / self.low) / math.log(self.high / self.low)
+        else:
+            x = (x - self.low) / (self.high - self.low)
+        return np.clip(x, 0.0, 1.0)
 
 
-def common_scale(frames: Sequence[Frames], name: str) -> Scale:
+def common_scale(frames: Sequence[Frames], name: str, limit: float | None = None) -> Scale:
     """One scale for all planes of a quantity.
 
     From the smallest value (of sigmas from zero) to the largest, unless a few points (one in a thousand) lie so far
-    above the others that these would have one colour.
+    above the others that these would have one colour. Of sigmas over more than `WIDE` it follows the logarithm.
+
+    Parameters
+    ----------
+    limit : float, optional
+        The largest value of the field, which interpolated planes may overshoot.
     """
     values = np.concatenate([plane[np.isfinite(plane)] for f in frames for plane in f.fields.get(name, [])])
     if values.size == 0:
         return Scale(0.0, 1.0)
+    most = float(values.max()) if limit is None else min(limit, float(values.max()))
+    if name == "std":
+        low, middle = (float(x) for x in np.quantile(values, (0.01, 0.25)))
+        if low > 0 and WIDE * middle < most:
+            return Scale(low, most, log=True)
     low = 0.0 if name == "std" else min(0.0, float(values.min()))
-    most, usual = float(values.max()), float(np.quantile(values, 0.999))
+    usual = float(np.quantile(values, 0.999))
     high = usual if 0 < 2.0 * usual < most else most
     return Scale(low, high if high > low else low + 1e-6, most > high)
 

@@ -20,6 +20,7 @@
     const colors = new Map(data.palettes[panel.dataset.name].map((color, i) => [color, i]));
     const low = Number(panel.dataset.low);
     const high = Number(panel.dataset.high);
+    const log = panel.dataset.log === "1";
     const digits = Math.max(0, Math.ceil(-Math.log10((high - low) / colors.size)));
     return (frame, column, row) => {
       if (!state.pixels) return null;
@@ -29,7 +30,9 @@
       const level = colors.get(color);
       if (level === undefined) return null;
       const top = level === colors.size - 1 && panel.dataset.clipped === "1";
-      return (top ? "> " : "") + (low + ((high - low) * level) / (colors.size - 1)).toFixed(digits);
+      const part = level / (colors.size - 1);
+      const value = log ? (low * (high / low) ** part).toPrecision(2) : (low + (high - low) * part).toFixed(digits);
+      return (top ? "> " : "") + value;
     };
   }
 
