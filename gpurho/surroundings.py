@@ -19,6 +19,9 @@ BATCH = 8192
 MOST = 20
 """Neighbours that are counted; more in the shell count as this many."""
 
+PEAK = 0.3
+"""Height of the first peak of the pair distances, at least, in that of the highest."""
+
 PAIRS_TO = 6.5
 """Pair distances are looked at up to here for the first shell, angstrom."""
 
@@ -106,11 +109,13 @@ def first_shell(structures: Sequence[Structure]) -> float:
     offsets = np.arange(-12, 13) * (edges[1] - edges[0])
     weights = np.exp(-0.5 * (offsets / 0.1) ** 2)
     smooth = np.convolve(counts, weights / weights.sum(), mode="same")
-    peak = int(np.argmax(smooth))
-    beyond = (middle > middle[peak]) & (middle < min(1.6 * middle[peak], PAIRS_TO - 0.4))
-    if not beyond.any():
+    high = int(np.argmax(smooth >= PEAK * smooth.max()))
+    peak = high + int(np.argmax(np.diff(smooth[high:], append=-1.0) < 0))
+    beyond = np.flatnonzero((middle > middle[peak]) & (middle < min(1.6 * middle[peak], PAIRS_TO - 0.4)))
+    if not len(beyond):
         return float(1.25 * middle[peak])
-    lowest = smooth[beyond].min()
     # The gap of a cold crystal is wide: its middle.
-    gap = middle[beyond & (smooth <= lowest + 0.02 * smooth[peak])]
-    return float(0.5 * (gap[0] + gap[-1]))
+    few = smooth[beyond] <= smooth[beyond].min() + 0.02 * smooth[peak]
+    first = int(np.argmax(few))
+    length = int(np.argmin(few[first:])) or len(few) - first
+    return float(0.5 * (middle[beyond[first]] + middle[beyond[first + length - 1]]))

@@ -27,6 +27,9 @@ LEVELS = ("inside", "edge", "outside", "unknown")
 KINDS = ("", "close", "open", "missing", "crowded", "stretched", "compressed", "unlike")
 """Why an atom is unlike the training atoms; `Trust.why` holds places in this tuple, 0 for atoms that are not."""
 
+DEFECTS = [KINDS.index(kind) for kind in ("close", "open", "missing")]
+"""Reasons for which one atom beyond 1 is not put down to chance."""
+
 FAR = 1000.0
 """Largest number of an atom; also that of a species without training atoms."""
 
@@ -34,11 +37,11 @@ FEW_OUTSIDE = 0.03
 """Share of atoms beyond 1 that is called inside: of the training atoms it is one in a hundred."""
 
 MANY_OUTSIDE = 0.5
-"""Share of atoms beyond 1 from which on the structure is outside, however little they are. In the hottest snapshots that
-were held out it reaches 0.4."""
+"""Share of atoms beyond 1 from which on the structure is outside, however little they are. In the hottest snapshots
+held out it reaches 0.4."""
 
-CLEARLY = 1.5
-"""Number of a single atom from which on the structure is outside; training atoms reach some 1.3."""
+CLEARLY = 2.0
+"""Number of a single atom from which on the structure is outside; held-out atoms like the trained ones reach 1.5."""
 
 APART_SHARE = 0.5
 """Least number of an atom that is said to stand out of a structure that is inside."""
@@ -89,7 +92,7 @@ class Trust:
     level : str
         "inside", "edge", "outside", or "unknown" for a model that keeps no statistics.
     reasons : tuple of Reason
-        Most atoms first.
+        Those of the structure first, then those of atoms, the farthest first.
     sentence : str
         All of it in a line.
     """
@@ -239,13 +242,13 @@ def _judged(
     most = float(per_atom[looked].max()) if n else 0.0
     if most >= CLEARLY or len(beyond) > MANY_OUTSIDE * n:
         level = "outside"
-    elif len(beyond) > max(1.0, FEW_OUTSIDE * n) or notes:
+    elif len(beyond) > max(1.0, FEW_OUTSIDE * n) or notes or np.isin(why[beyond], DEFECTS).any():
         level = "edge"
     else:
         level = "inside"
     standing = np.flatnonzero(lacking) if not len(beyond) else np.empty(0, dtype=np.int64)
     why[standing] = KINDS.index("missing")
-    reasons = [*notes, *_reasons(why, species, shells, stats)]
+    reasons = [*notes, *_reasons(per_atom, why, species, shells, stats)]
     sentence = _sentence(level, per_atom, n, beyond, standing, reasons)
     return Trust(per_atom, why, level, tuple(reasons), sentence)
 
@@ -306,17 +309,19 @@ def _whole(
 
 
 def _reasons(
-    why: NDArray[np.uint8], species: NDArray[Any], shells: Surroundings, stats: TrustStatistics
+    per_atom: NDArray[np.float32],
+    why: NDArray[np.uint8],
+    species: NDArray[Any],
+    shells: Surroundings,
+    stats: TrustStatistics,
 ) -> list[Reason]:
-    """The reasons of atoms, most atoms first."""
+    """The reasons of atoms, that of the farthest atom first."""
     found = []
-    counts = np.bincount(why, minlength=len(KINDS))
-    for place in np.argsort(-counts[1:], kind="stable") + 1:
-        if counts[place]:
-            atoms = np.flatnonzero(why == place)
-            text = _text(KINDS[place], atoms, species, shells, stats, len(atoms) / len(why))
-            found.append(Reason(KINDS[place], len(atoms), text))
-    return found
+    for place in np.unique(why[why > 0]):
+        atoms = np.flatnonzero(why == place)
+        text = _text(KINDS[place], atoms, species, shells, stats, len(atoms) / len(why))
+        found.append((-float(per_atom[atoms].max()), Reason(KINDS[place], len(atoms), text)))
+    return [reason for _, reason in sorted(found, key=lambda pair: pair[0])]
 
 
 def _text(
@@ -336,14 +341,8 @@ def _text(
     if kind == "close":
         return f"atoms {shells.nearest[atoms].min():.2f} angstrom apart, trained down to {stats.nearest:.2f}"
     if kind == "open":
-        what = (
-            "another phase"
-            if share > 0.5
-            else "a surface or void"
-            if usual - count.max() > 1
-            else "a vacancy or surface"
-        )
-        return f"{neighbours} neighbours for {usual:g}: {what}"
+        what = "a surface or void" if usual - count.max() > 1 else "a vacancy or surface"
+        return f"{neighbours} neighbours for {usual:g}: {'another phase' if share > 0.5 else what}"
     if kind == "missing":
         return f"{neighbours} neighbours for {usual:g}: a vacancy"
     if kind == "crowded":
@@ -379,4 +378,6 @@ def _sentence(
         return f"at the EDGE of the training data, atoms up to {most:.2f} of 1{tail}"
     if len(standing):
         return f"inside of the training data, atoms up to {most:.2f} of 1; some stand out{tail}"
+    if len(beyond):
+        return f"inside of the training data, {some} atoms a little beyond, up to {most:.2f} of 1"
     return f"inside of the training data, atoms up to {most:.2f} of 1"

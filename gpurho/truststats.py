@@ -40,6 +40,9 @@ MOST_AXES, MOST_THIN = 48, 128
 MOST_KNOWN = 1500
 """Training atoms that a model keeps; a random choice where there are more."""
 
+FOLDS = 5
+"""Parts of the training snapshots, each of which is looked at along the thin axes of the others."""
+
 EDGE = 0.9925
 """Share of the training atoms whose distance, of either kind, is below 1."""
 
@@ -210,7 +213,7 @@ def fit_trust(model: DensityModel, structures: Sequence[Structure]) -> DensityMo
     if not unit > 0:
         raise ModelError("the training atoms are all alike; give structures that were shaken or strained")
     units = np.full(basis.shape[1], unit)
-    units[axes:] = np.quantile(np.linalg.norm(thin, axis=1), EDGE)
+    units[axes:] = np.quantile(_thin_distances(x - means[kinds], groups, axes, thin.shape[1]), EDGE)
     shells = Surroundings.joined(around)
     statistics = TrustStatistics(
         atoms=tuple(len(k) for k in kept),
@@ -233,14 +236,28 @@ def fit_trust(model: DensityModel, structures: Sequence[Structure]) -> DensityMo
     return type(model)(replace(model.spec, trust=statistics), tensors)
 
 
+def _thin_distances(x: Floats, groups: NDArray[Any], axes: int, thin: int) -> Floats:
+    """Of centred inputs along thin axes that were found without them: by folds of whole snapshots."""
+    names = np.unique(groups)
+    fold = np.searchsorted(names, groups) % min(FOLDS, len(names))
+    found = np.zeros(len(x))
+    for k in range(int(fold.max()) + 1):
+        basis, _ = _axes(x[fold != k], (axes, thin))
+        found[fold == k] = np.linalg.norm((x[fold == k] @ basis)[:, axes:], axis=1)
+    return found
+
+
 def combined(nearest: Floats, thin: Floats) -> Floats:
     """One number from the distance to the nearest known atom, (n,), and places along the thin axes, (n, k)."""
     middle = np.linalg.norm(thin, axis=1)
     return np.maximum(nearest, np.where(middle < 1.0, middle**2, middle))
 
 
-def _axes(x: Floats) -> tuple[Floats, int]:
-    """(n_features, axes + thin): from centred inputs to principal axes of unit spread, and how many are wide."""
+def _axes(x: Floats, numbers: tuple[int, int] | None = None) -> tuple[Floats, int]:
+    """(n_features, axes + thin): from centred inputs to principal axes of unit spread, and how many are no thin ones.
+
+    `numbers` = (axes, thin) where these are to be so many, at most.
+    """
     spread = x.std(axis=0)
     # A constant input rounds to a spread that is not quite zero.
     moving = spread > 1e-6 * np.maximum(1.0, np.abs(x).max(axis=0))
@@ -255,6 +272,8 @@ def _axes(x: Floats) -> tuple[Floats, int]:
     most = max(1, min(len(x) // 5, int((variance > 1e-12 * variance[0]).sum())))
     n = int(min(wide, MOST_AXES, most))
     last = int(min(both, n + MOST_THIN, most))
+    if numbers is not None:
+        n, last = min(numbers[0], most), min(sum(numbers), most)
     return np.asarray(scale[:, None] * vectors[:, :last] / np.sqrt(variance[:last])), n
 
 
