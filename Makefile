@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test dft lint wheel-test clean
+.PHONY: run test dft lint docs wheel-test clean
 
 # Predict the shipped example (an aluminium vacancy) with the shipped model; print the totals, write a picture.
 run: $(STAMP)
@@ -23,6 +23,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy gpurho kernels pipelines
 
+# The site, into site/.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+
 # A wheel built from the checkout, installed into a new environment and tried from elsewhere.
 wheel-test: $(STAMP)
 	.ci/wheel.sh $(BIN)/python
@@ -36,4 +40,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) out build site *.egg-info
