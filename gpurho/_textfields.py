@@ -13,13 +13,16 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.errors import FormatError, GpurhoError, StoreError
+from gpurho.errors import FormatError, GpurhoError, StoreError, reason_of
 from gpurho.fields import Field, LazyField
 
 SLAB_BYTES = 256 * 2**20
 """Most memory that one slab of a writer takes, unless one plane of points is larger."""
 
 LINES_AT_ONCE = 1 << 15
+
+LONGEST_NUMBER = 64
+"""Characters of a word that may be a number: a longer one is a damaged file, and slow to look at."""
 
 _NO_LETTER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+))([-+]\d{2,4})")
 
@@ -37,7 +40,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror or error}; check the name") from None
     except (ValueError, IndexError, KeyError, StopIteration, ArithmeticError) as error:
-        reason = (str(error) or "it ends too early").splitlines()[0][:120]
+        reason = reason_of(error) if str(error) else "it ends too early"
         raise FormatError(f"{path} is not a whole {kind} file: {reason}; check the file") from None
 
 
@@ -66,19 +69,28 @@ def floats(words: list[str]) -> NDArray[np.float64]:
     Raises
     ------
     ValueError
-        Naming the first word that is no number.
+        Naming the first word that is no finite number.
     """
     try:
-        return np.array(words, dtype=np.float64)
+        values = np.array(words, dtype=np.float64)
     except ValueError:
-        return np.array([_fortran(word) for word in words], dtype=np.float64)
+        values = np.array([_fortran(word) for word in words], dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{words[int(np.argmin(np.isfinite(values)))][:40]!r} is not finite")
+    return values
+
+
+def number(word: str) -> float:
+    """One word as a number; see `floats`."""
+    return float(floats([word])[0])
 
 
 def _fortran(word: str) -> float:
-    found = _NO_LETTER.fullmatch(word)
-    text = "E".join(found.groups()) if found else word.replace("D", "E").replace("d", "e")
     try:
-        return float(text)
+        if len(word) > LONGEST_NUMBER:
+            raise ValueError
+        found = _NO_LETTER.fullmatch(word)
+        return float("E".join(found.groups()) if found else word.replace("D", "E").replace("d", "e"))
     except ValueError:
         raise ValueError(f"{word[:40]!r} stands where a number is expected") from None
 

@@ -5,9 +5,37 @@ Every message is one line that names the value received and the remedy.
 
 from __future__ import annotations
 
+REASON_LENGTH = 200
+"""Most characters of another library's message, or of a file's text, that a message of ours takes over."""
+
+MESSAGE_LENGTH = 900
+
+
+def reason_of(error: BaseException) -> str:
+    """What another library's error says, as a part of one line: printable, and no longer than `REASON_LENGTH`."""
+    text = " ".join((str(error) or type(error).__name__)[: 4 * REASON_LENGTH].split()) or type(error).__name__
+    plain = "".join(c if c.isprintable() else "?" for c in text)
+    return plain if len(plain) <= REASON_LENGTH else plain[: REASON_LENGTH - 3] + "..."
+
+
+def one_line(text: str) -> str:
+    """A message in one printable line; of a longer one the middle is left out, since the remedy stands at its end."""
+    line = " ".join(text.split()) if "\n" in text or "\r" in text else text
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else "?" for c in line)
+    if len(line) <= MESSAGE_LENGTH:
+        return line
+    return line[: 2 * MESSAGE_LENGTH // 3] + " ... " + line[-MESSAGE_LENGTH // 3 :]
+
 
 class GpurhoError(Exception):
-    """Base of every error that gpurho raises on purpose."""
+    """Base of every error that gpurho raises on purpose.
+
+    Whatever a file or a caller put into the message, it is one line of at most about `MESSAGE_LENGTH` characters.
+    """
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(one_line(part) if isinstance(part, str) else part for part in parts))
 
 
 class StructureError(GpurhoError, ValueError):

@@ -174,7 +174,7 @@ def _scan(path: Path) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     with open(path, "rb") as file:
         while line := file.readline(_LONGEST_LINE):
             tag = line.strip()
-            attributes = dict(re.findall(r'([A-Za-z_]+)="([^"]*)"', tag.decode(errors="replace")))
+            attributes = dict(re.findall(r'([A-Za-z_]{1,32})="([^"]{0,4096})"', tag.decode(errors="replace")))
             if tag.startswith(b"<VTKFile") and (
                 attributes.get("header_type") != "UInt64"
                 or "compressor" in attributes

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpurho.errors import StructureError
+from gpurho.pipelines.structureguards import refuse_counts
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -48,8 +49,10 @@ def read_special(path: Path, index: str | int, species: Sequence[str] | None = N
         return [read_structure(path).to_ase()]
     head = _head(path)
     if head and head[0].startswith("ITEM: TIMESTEP"):
+        refuse_counts(path, "lammps-dump-text")
         return _dump(path, index, species)
     if len(head) > 1 and _is_data(head[1:]):
+        refuse_counts(path, "lammps-data")
         return _data(path, species)
     return None
 

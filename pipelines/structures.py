@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gpurho.errors import FormatError, GpurhoError, OutputExistsError, StoreError, StructureError
+from gpurho.errors import FormatError, GpurhoError, OutputExistsError, StoreError, StructureError, one_line, reason_of
 from gpurho.pipelines.structurefiles import read_special
+from gpurho.pipelines.structureguards import refuse_counts, unpacked_size
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -25,23 +27,38 @@ def read_structures(path: Path, species: Sequence[str] | None = None, index: str
 
     Raises `StructureError` in one line whatever the reader raises.
     """
-    from ase.io import read
-
     if not path.is_file() and "@" in path.name:
         name, _, index = path.name.rpartition("@")
         path = path.with_name(name)
     if not path.is_file():
         raise StructureError(f"structure file {path} does not exist; check the name")
     try:
-        frames = read_special(path, index, species) or read(path, index=index)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            unpacked_size(path)
+            frames = read_special(path, index, species) or _by_ase(path, index)
     except GpurhoError as error:
         raise StructureError(str(error)) from None
     except Exception as error:  # each of ASE's many readers fails in its own way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise StructureError(f"structure file {path} cannot be read: {reason}; give a file that ASE reads") from None
+    for text in dict.fromkeys(one_line(str(w.message)) for w in caught if w.category is UserWarning):
+        # Of a table of a cif file this means that atoms are left out.
+        if text.startswith("Wrong number"):
+            raise StructureError(f"structure file {path} is damaged: {text[:200]}; check the file")
+        warnings.warn(f"structure file {path}: {text[:200]}", stacklevel=2)
     if not frames:
         raise StructureError(f"structure file {path} holds no structure")
     return list(frames) if isinstance(frames, list) else [frames]
+
+
+def _by_ase(path: Path, index: str) -> Any:
+    from ase.io import read
+    from ase.io.formats import filetype
+
+    kind = filetype(str(path))
+    refuse_counts(path, kind)
+    return read(path, index=index, format=kind)
 
 
 def read_structure(path: Path, species: Sequence[str] | None = None) -> Atoms:
@@ -96,7 +113,7 @@ def write_structures(path: Path, frames: Sequence[Atoms], overwrite: bool = Fals
     except OSError as error:
         raise StoreError(f"{path} cannot be written ({error.strerror})") from None
     except Exception as error:  # each of ASE's many writers fails in its own way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = reason_of(error)
         raise StoreError(
             f"{path} cannot be written: {reason}; give a name that ASE knows, for instance *.xyz"
         ) from None

@@ -334,7 +334,13 @@ def _read_upf(path: Path) -> tuple[str, float]:
     found = re.search(r'z_valence\s*=\s*"\s*([0-9.EeDd+-]+)', text) or re.search(r"([0-9.EeDd+-]+)\s+Z valence", text)
     if found is None:
         raise EngineError(f"{path} names no z_valence; give a UPF file")
-    return text, float(found[1].upper().replace("D", "E"))
+    try:
+        valence = float(found[1].upper().replace("D", "E"))
+    except ValueError:
+        valence = 0.0
+    if not 0 < valence < 120:
+        raise EngineError(f"{path} names {found[1][:40]!r} for z_valence; give a whole UPF file")
+    return text, valence
 
 
 def _full(result: PwResult, settings: DFTSettings) -> str:

@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpurho.dft.base import KMesh
-from gpurho.errors import FormatError
+from gpurho.errors import FormatError, reason_of
 from gpurho.structure import Structure
 from gpurho.units import BOHR, HARTREE
 
 MAX_GRID = 4096
+SPARSEST = 1000
+"""Most points of the smallest grid for each plane wave: a ball in a box has 2, and half of it 4; thin cells more."""
 """Largest Miller index that a charge density is believed to have."""
 
 Value = str | int | float | bool
@@ -107,8 +109,10 @@ def read_result(path: Path) -> PwResult:
             forces=None if forces is None else _numbers(forces).reshape(-1, 3) * (HARTREE / BOHR),
             version="unknown" if creator is None else creator.get("VERSION", "unknown"),
         )
-    except (OSError, ET.ParseError, ValueError) as error:
-        raise FormatError(f"{path} is no whole result of pw.x: {error}; look at the output of the run") from None
+    except (OSError, ET.ParseError, ValueError, LookupError) as error:
+        raise FormatError(
+            f"{path} is no whole result of pw.x: {reason_of(error)}; look at the output of the run"
+        ) from None
     return result
 
 
@@ -120,7 +124,10 @@ def _find(element: ET.Element, name: str) -> ET.Element:
 
 
 def _numbers(element: ET.Element) -> NDArray[np.float64]:
-    return np.array((element.text or "").split(), dtype=np.float64)
+    values = np.array((element.text or "").split(), dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"<{element.tag}> has values that are not finite")
+    return values
 
 
 # -- charge density -----------------------------------------------------------------------------------------------
@@ -142,6 +149,10 @@ def read_charge(path: Path, shape: Sequence[int] | None = None) -> NDArray[np.fl
     """
     gamma, millers, values = _read_records(path)
     needed = 2 * np.abs(millers).max(axis=0) + 1
+    if shape is None and math.prod(needed.tolist()) > SPARSEST * len(millers):
+        raise FormatError(
+            f"{path} has {len(millers)} plane waves and Miller indices up to {needed.tolist()}; the file is damaged"
+        )
     grid = tuple(int(n) for n in (needed if shape is None else shape))
     kept = (2 * np.abs(millers) < np.array(grid)).all(axis=1)
     millers, values = millers[kept], values[kept]

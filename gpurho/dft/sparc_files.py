@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho._textfields import floats, reading
+from gpurho._textfields import floats, number, reading
 from gpurho.errors import FormatError
 from gpurho.formats_sparc import parse_inpt, read_structure
 from gpurho.structure import Structure
@@ -109,11 +109,11 @@ def read_out(path: str | Path) -> Output:
             version=version.group(1),
             cell=np.array([floats(row.split()[:3]) for row in rows]) * BOHR,
             shape=(shape[0], shape[1], shape[2]),
-            electrons=float(_after(head, "Total number of electrons")),
+            electrons=number(_after(head, "Total number of electrons")),
             n_atoms=int(_after(head, "Total number of atoms")),
-            valence={symbol: float(number) for symbol, number in valence},
+            valence={symbol: number(word) for symbol, word in valence},
             cycles=tuple(_cycle(part) for part in cycles),
-            seconds=float(walltime.group(1)),
+            seconds=number(walltime.group(1)),
             values=inputs.values,
         )
 
@@ -128,11 +128,11 @@ def _after(text: str, label: str) -> str:
 
 def _cycle(text: str) -> Cycle:
     steps = re.findall(r"^\d+\s+(-?\d\.\d+E[+-]\d+)\s+(\S+)\s+\S+\s*$", text, re.MULTILINE)
-    values = {name: float(_after(text, label)) * HARTREE for name, label in _CYCLE_VALUES.items()}
+    values = {name: number(_after(text, label)) * HARTREE for name, label in _CYCLE_VALUES.items()}
     return Cycle(
         iterations=int(_after(text, "Total number of SCF")),
         converged="did not converge" not in text,
-        residual=float(steps[-1][1]),
+        residual=number(steps[-1][1]),
         **values,
     )
 
@@ -177,7 +177,7 @@ def read_static(path: str | Path) -> Static:
             if found := re.match(r"Fractional coordinates of ([A-Za-z]+)\d*:", line):
                 symbol = found.group(1)
             elif line.startswith("Total free energy (Ha):"):
-                energy, symbol = float(line.split(":")[1]) * HARTREE, ""
+                energy, symbol = number(line.split(":")[1].strip()) * HARTREE, ""
             elif line.startswith("Atomic forces (Ha/Bohr):"):
                 rows = [floats(next(lines).split()) for _ in fractions]
                 forces = np.array(rows).reshape(len(fractions), 3) * (HARTREE / BOHR)
@@ -239,7 +239,7 @@ def read_eigen(path: str | Path) -> Eigen:
             if found is None or (weight is None and len(blocks) > 1):
                 raise FormatError(f"{target} has k-points without their weights; give the file of a newer SPARC")
             points.append(floats(list(found.groups())))
-            weights.append(float(weight.group(1)) if weight else 1.0)
+            weights.append(number(weight.group(1)) if weight else 1.0)
             bands.append(np.array([floats(line.split()) for line in table.splitlines() if line.strip()]))
         if any(b.ndim != 2 or b.shape[1] != 3 or b.shape != bands[0].shape for b in bands):
             raise FormatError(f"{target} has different numbers of bands at its k-points; the file is not whole")
@@ -351,7 +351,7 @@ def _step(block: str, atoms: Structure) -> Step:
                 raise ValueError(f"{key} has {len(rows)} rows for {n} atoms")
             arrays[key] = rows
         elif first:
-            scalars[key] = float(first.split()[0])
+            scalars[key] = number(first.split()[0])
     # Without a thermostat there is no extended system.
     scalars.setdefault("TENX", scalars["TEN"])
     energy = {key: scalars[key] * HARTREE * n for key in ("FEN", "UEN", "KEN", "TENX")}

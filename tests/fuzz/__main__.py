@@ -1,0 +1,97 @@
+"""The full form: ``python -m fuzz --cases 100000 --out fuzz.json``; goes on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fuzz.cases import CASE_SECONDS, kinds
+
+SHARES = {"predict": 0.04, "rewrite": 0.03, "command": 0.04, "descriptors": 0.03, "density-h5": 0.05, "dataset": 0.05}
+"""Parts of all cases that the slower kinds get; the others share the rest."""
+
+BATCH = 2000
+
+
+def run_batch(kind: str, first: int, count: int, seconds: float) -> dict[str, Any]:
+    """A batch in a process of its own; the end of the process or of its time is a failure of the case at work."""
+    with tempfile.TemporaryDirectory(prefix="gpurho-fuzz-") as folder:
+        command = [sys.executable, "-m", "fuzz.cases", kind, str(first), str(count), folder]
+        tests = Path(__file__).resolve().parents[1]
+        environment = {**os.environ, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+        try:
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+            )
+            text = f"the process ended with {done.returncode}: {done.stderr[-400:]}"
+        except subprocess.TimeoutExpired:
+            text = f"no end after {seconds:.0f} s"
+        result = Path(folder) / "result"
+        if result.exists():
+            found: dict[str, Any] = json.loads(result.read_text())
+            return found
+        state, words = Path(folder) / "state", Path(folder) / "words"
+        outcomes = state.read_text().split() if state.exists() else []
+        if words.exists():
+            text += " " + " ".join(words.read_text(errors="replace")[-1500:].split())
+        counts = {name: outcomes.count(name) for name in sorted(set(outcomes))}
+        failures = [{"number": first + i, "text": "see a run of it"} for i, o in enumerate(outcomes) if o == "failed"]
+        failures.append({"number": first + len(outcomes), "text": text})
+        return {"kind": kind, "first": first, "count": len(outcomes) + 1, "outcomes": counts, "failures": failures}
+
+
+def planned(total: int) -> dict[str, int]:
+    """Cases of each kind."""
+    names = list(kinds())
+    rest = (1 - sum(SHARES.get(name, 0) for name in names)) / sum(name not in SHARES for name in names)
+    return {name: -int(-total * SHARES.get(name, rest) // 1) for name in names}
+
+
+def main() -> int:
+    """Run what is missing, and write the counts after every batch."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=100_000)
+    parser.add_argument("--out", type=Path, default=Path("fuzz.json"))
+    parser.add_argument("--kind", action="append", help="only this kind, may be given several times")
+    parser.add_argument("--anew", action="store_true", help="forget what the file holds of these kinds")
+    options = parser.parse_args()
+    record: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    record.setdefault("kinds", {})
+    for kind, count in planned(options.cases).items():
+        if options.kind and kind not in options.kind:
+            continue
+        if options.anew:
+            record["kinds"].pop(kind, None)
+        entry = record["kinds"].setdefault(kind, {"cases": 0, "outcomes": {}, "failures": []})
+        while entry["cases"] < count:
+            n = min(BATCH, count - entry["cases"])
+            found = run_batch(kind, entry["cases"], n, CASE_SECONDS * 10 + n * 0.5)
+            lost = found["count"] - sum(found["outcomes"].values())
+            for name, number in {**found["outcomes"], "ended": lost}.items():
+                if number:
+                    entry["outcomes"][name] = entry["outcomes"].get(name, 0) + number
+            entry["failures"] = (entry["failures"] + found["failures"])[:50]
+            entry["cases"] += found["count"]
+            record["cases"] = sum(e["cases"] for e in record["kinds"].values())
+            record["failed"] = sum(
+                e["outcomes"].get("failed", 0) + e["outcomes"].get("ended", 0) for e in record["kinds"].values()
+            )
+            record["date"] = datetime.date.today().isoformat()
+            record["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+            options.out.write_text(json.dumps(record, indent=1) + "\n")
+            print(kind, entry["cases"], entry["outcomes"], flush=True)
+            for failure in found["failures"][:8]:
+                print("   ", failure["number"], failure["text"][:400], flush=True)
+    return 1 if record.get("failed") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
