@@ -42,7 +42,7 @@ def report(
     atoms : int
         Length of the list of doubtful atoms, 0 to 100.
     all_points : bool
-        Sum the field over the atoms even where it has over 2e8 points and no sums were kept.
+        Sum the field over the atoms even where it has over 1e8 points and no sums were kept.
     file : path, optional
         The file that a `Density` is from, to be named in the page.
     progress : bool
@@ -114,7 +114,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--model", help="the model of the prediction, where it is not a shipped one")
     parser.add_argument("--slices", type=int, metavar="N", help="planes along each axis, 1 to 24")
     parser.add_argument("--atoms", type=int, default=ATOMS, metavar="N", help="length of the list of doubtful atoms")
-    parser.add_argument("--all-points", action="store_true", help="sum over the atoms even over 2e8 points")
+    parser.add_argument("--all-points", action="store_true", help="sum over the atoms even over 1e8 points")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
 

@@ -13,19 +13,27 @@ from numpy.typing import NDArray
 
 from gpurho.calibration import TARGETS
 from gpurho.density import Density
-from gpurho.errors import ModelError, SettingsError
+from gpurho.errors import ModelError
 from gpurho.model import DensityModel, list_models, load_model
-from gpurho.peratom import AtomCharges
+from gpurho.peratom import AtomCharges, per_atom
 from gpurho.pipelines.reportfacts import Rows, figure, part, real, with_error
 from gpurho.pipelines.reportpictures import UNIT
 from gpurho.trust import KINDS, Trust
 
-MAX_SUMMED = 2e8
+MAX_SUMMED = 1e8
 """Points of a field up to which sums of atoms are found unasked: that takes a look at every point."""
 
 SIGNIFICANT = 3.0
 """Error bars by which the number of electrons may be off before the report warns."""
 
+WHY = {
+    "close": "atoms too close",
+    "open": "surface or void",
+    "missing": "neighbour missing",
+    "crowded": "dense place",
+    "unlike": "another order",
+}
+"""Kinds of `gpurho.trust` in words, where they need others."""
 
 FEW_OUTSIDE = 1e-3
 """Share of the points outside of the training domain from which on that is a warning; hot liquids have a few."""
@@ -46,7 +54,7 @@ class RankedAtom:
     Attributes
     ----------
     position : angstrom
-    electrons, sigma : of the points nearest to the atom
+    electrons, sigma : of the points nearest to the atom; NaN where they were not summed
     ratio : float
         Sigma over that of the median atom.
     distance : float, optional
@@ -56,9 +64,9 @@ class RankedAtom:
     index: int
     symbol: str
     position: tuple[float, float, float]
-    electrons: float
-    sigma: float
-    ratio: float
+    electrons: float = math.nan
+    sigma: float = math.nan
+    ratio: float = math.nan
     distance: float | None = None
     why: str = ""
 
@@ -240,46 +248,68 @@ def shipped_card(info: Mapping[str, Any]) -> str | None:
 # -- atoms ------------------------------------------------------------------------------------------------------
 
 
-def charges_of(density: Density, everything: bool = False) -> tuple[AtomCharges | None, str]:
+def charges_of(density: Density, everything: bool = False, progress: bool = True) -> tuple[AtomCharges | None, str]:
     """Sums over the points of each atom, or None and why there are none."""
-    if not density.has_field and (density.kept is None or density.kept.atom_sums is None):
-        return None, "The prediction kept no sums of atoms; --keep atoms does."
-    kept = density.kept is not None and density.kept.atom_sums is not None
-    if not kept and math.prod(density.shape) > MAX_SUMMED and not everything:
-        return None, (
-            f"Not summed over the atoms: the field has {math.prod(density.shape):,} points. gpurho report --all-points"
-            " does it, and predict --keep field --keep atoms keeps the sums."
-        )
-    try:
+    if not density.uncertain:
+        return None, "Predicted without error bars, so no atom is more doubtful than another."
+    if density.kept is not None and density.kept.atom_sums is not None:
         return density.per_atom(), ""
-    except SettingsError as error:
-        return None, str(error)
+    if not density.has_field:
+        return None, "The prediction kept no sums of atoms; --keep atoms does."
+    n = math.prod(density.shape)
+    if n > MAX_SUMMED and not everything:
+        return None, (
+            f"Not summed over the atoms: the field has {n:,} points. gpurho report --all-points does it, and predict"
+            " --keep field --keep atoms keeps the sums."
+        )
+    from tqdm import tqdm
+
+    # As Density.per_atom does it, with a bar.
+    volume = real(density.info.get("correlation_volume")) or 0.0
+    with tqdm(
+        total=n, desc="sums of atoms", unit=" points", unit_scale=True, disable=None if progress else True
+    ) as bar:
+        fields = (density.mean, density.aleatoric, density.epistemic)
+        return per_atom(density.structure, density.grid, *fields, bar.update, volume), ""
 
 
 def ranked(density: Density, charges: AtomCharges, trust: Trust | None, count: int) -> list[RankedAtom]:
     """The atoms with the largest standard deviations, largest first."""
-    from ase.data import chemical_symbols
-
     sigma = charges.electrons_std
     if sigma is None:
         return []
     seen = np.flatnonzero(charges.volumes > 0)
     usual = float(np.median(sigma[seen])) if seen.size else 0.0
     order = seen[np.argsort(-sigma[seen], kind="stable")][:count]
-    structure = density.structure
     return [
         RankedAtom(
-            int(i),
-            chemical_symbols[int(structure.numbers[i])],
-            (float(structure.positions[i, 0]), float(structure.positions[i, 1]), float(structure.positions[i, 2])),
-            float(charges.electrons[i]),
-            float(sigma[i]),
-            float(sigma[i]) / usual if usual > 0 else math.nan,
-            None if trust is None else real(float(trust.per_atom[i])),
-            "" if trust is None else KINDS[int(trust.why[i])],
+            **_atom(density, trust, i),
+            electrons=float(charges.electrons[i]),
+            sigma=float(sigma[i]),
+            ratio=float(sigma[i]) / usual if usual > 0 else math.nan,
         )
-        for i in order
+        for i in order.tolist()
     ]
+
+
+def farthest(density: Density, trust: Trust, count: int) -> list[RankedAtom]:
+    """The atoms that are farthest from the training atoms, farthest first, where nothing is known of their sigmas."""
+    known = np.flatnonzero(np.isfinite(trust.per_atom))
+    order = known[np.argsort(-trust.per_atom[known], kind="stable")][:count]
+    return [RankedAtom(**_atom(density, trust, i)) for i in order.tolist()]
+
+
+def _atom(density: Density, trust: Trust | None, i: int) -> dict[str, Any]:
+    from ase.data import chemical_symbols
+
+    x, y, z = density.structure.positions[i].tolist()
+    return {
+        "index": i,
+        "symbol": chemical_symbols[int(density.structure.numbers[i])],
+        "position": (x, y, z),
+        "distance": None if trust is None else real(float(trust.per_atom[i])),
+        "why": "" if trust is None else WHY.get(kind := KINDS[int(trust.why[i])], kind),
+    }
 
 
 def sigma_histogram(charges: AtomCharges, bins: int = 40) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

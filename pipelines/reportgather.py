@@ -35,10 +35,11 @@ def gather(
     info, structure = density.info, density.structure
     trust, trust_text = trust_of(density, model)
     views, slices_note, field = _views(density, slices, progress)
-    charges, why = data.charges_of(density, all_points)
+    charges, why = data.charges_of(density, all_points, progress) if n_atoms else (None, "")
     atoms = data.ranked(density, charges, trust, n_atoms) if charges is not None else []
-    if charges is not None and not atoms:
-        why = "Predicted without error bars, so no atom is more doubtful than another." if n_atoms else ""
+    summed = bool(atoms)
+    if not summed and trust is not None and n_atoms:
+        atoms = data.farthest(density, trust, n_atoms)
     near = [close_up(field, atom.index) for atom in atoms] if field is not None else []
     names = ("mean", "std") if density.uncertain else ("mean",)
     present = [name for name in names if any(name in f.fields for f in [*views, *near])]
@@ -49,7 +50,7 @@ def gather(
         title=title,
         kicker="Predicted electron density" + (f" · {path.name}" if path is not None else ""),
         lede=_lede(density, warned),
-        key=_key(density, warned),
+        key=_key(density, trust),
         warnings=warned,
         electrons=data.electron_rows(density),
         field=data.field_rows(density),
@@ -69,9 +70,9 @@ def gather(
         slices_note=slices_note,
         why_no_slices="The prediction kept neither the field nor planes of it, so there is nothing to draw.",
         why_no_atoms=why,
-        atoms_note=_atoms_note(len(structure), trust is not None),
+        atoms_note=_atoms_note(len(structure), summed, trust is not None, why),
         trust=trust_text,
-        sigmas=data.sigma_histogram(charges) if charges is not None and atoms else None,
+        sigmas=data.sigma_histogram(charges) if charges is not None and summed else None,
         histograms=_histograms(density),
         footer=f"Written by gpurho {_version()} on {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}."
         " This page holds all of its pictures and data; it asks nothing of the network.",
@@ -137,7 +138,7 @@ def _lede(density: Density, warned: list[data.Warned]) -> str:
     return what
 
 
-def _key(density: Density, warned: list[data.Warned]) -> list[tuple[str, str, str]]:
+def _key(density: Density, trust: Trust | None) -> list[tuple[str, str, str]]:
     """The figures at the top."""
     totals = density.totals
     expected = data.expected_electrons(density)
@@ -154,17 +155,25 @@ def _key(density: Density, warned: list[data.Warned]) -> list[tuple[str, str, st
         found.append(("Sigma of a point", facts.figure(density.mean_std), remark))
     if facts.part(density.info, "model") is not None:
         share = 100 * totals.n_outside / max(totals.n_points, 1)
-        remark = "of points out of the training domain"
+        remark = "of the points: out of the training domain"
         found.append(("Extrapolated", f"{facts.figure(share, 2) if share else 'none'}{' %' if share else ''}", remark))
+    if trust is not None:
+        remark = f"of {len(trust.per_atom):,} atoms; the farthest at {trust.largest or 0.0:.2f} of 1"
+        found.append(("Unlike training", f"{len(trust.outside):,}", remark))
     return found
 
 
-def _atoms_note(n: int, trusted: bool) -> str:
+def _atoms_note(n: int, summed: bool, trusted: bool, why: str) -> str:
+    distance = "how far an atom is from the training atoms; 1 is where these end."
+    if not summed:
+        return (
+            f"{why} Of {n:,} atoms, those with the largest distance: {distance} Atoms are numbered from 0, as in ASE."
+        )
     text = (
         f"The atoms of {n:,} with the largest standard deviation of the electrons nearest to them, also in units of"
         " that of the median atom. Atoms are numbered from 0, as in ASE."
     )
-    return text + (" Distance: how far an atom is from the training atoms; 1 is where these end." if trusted else "")
+    return f"{text} Distance: {distance}" if trusted else text
 
 
 def trust_of(density: Density, model: str | Path | DensityModel | None) -> tuple[Trust | None, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from gpurho.calibration import TARGETS
 from gpurho.pipelines.reportcard import card_html
 from gpurho.pipelines.reportdata import RankedAtom, Warned
-from gpurho.pipelines.reportfacts import Rows, figure, with_error
+from gpurho.pipelines.reportfacts import Rows, decimals, figure, with_error
 from gpurho.pipelines.reportpictures import UNIT, Panel, bars, gradient, palette_of, tick_text
 from gpurho.pipelines.reportslices import CLOSE_UP, LOOK, MAX_ATOMS, WITHIN, Frames, Scale
 
@@ -197,7 +198,8 @@ def _slices(report: Report) -> tuple[str, dict[str, Any]]:
         notes.append("Planes with more points than a picture has pixels show evenly spread ones.")
     notes.append("Point at a picture to read its values.")
     legend = "" if crowded else _legend(report.symbols)
-    intro = f'<p class="note">{escape(" ".join(notes))}</p>{legend}'
+    still = '<noscript><p class="note">Without JavaScript only the middle planes are shown.</p></noscript>'
+    intro = f'<p class="note">{escape(" ".join(notes))}</p>{still}{legend}'
     return f'{intro}<div class="views">{"".join(views)}</div>', data
 
 
@@ -262,15 +264,17 @@ def _atoms(report: Report) -> str:
     if not report.atoms:
         return f"<p>{escape(report.why_no_atoms)}</p>" if report.why_no_atoms else ""
     trusted = any(atom.distance is not None for atom in report.atoms)
-    names = ["#", "Atom", "x, Å", "y, Å", "z, Å", "Electrons", "Sigma", "× median"]
-    names += ["Distance", ""] if trusted else []
-    head = "".join(f'<th scope="col"{"" if i == 1 else " class=n"}>{name}</th>' for i, name in enumerate(names))
+    summed = all(math.isfinite(atom.sigma) for atom in report.atoms)
+    names = ["#", "Atom", "x, Å", "y, Å", "z, Å"]
+    names += (["Electrons", "Sigma", "× median"] if summed else []) + (["Distance", "Why"] if trusted else [])
+    head = "".join(f'<th scope="col"{"" if name in ("Atom", "Why") else " class=n"}>{name}</th>' for name in names)
+    places = max(decimals(atom.sigma) for atom in report.atoms) if summed else 0
     lines = []
     for rank, atom in enumerate(report.atoms, 1):
-        cells = [f"{x:.3f}".replace("-", "−") for x in atom.position]
-        cells += [with_error(atom.electrons, atom.sigma).split(" ±")[0], figure(atom.sigma, 2), f"{atom.ratio:.2f}"]
+        cells = [f"{x:.3f}" for x in atom.position]
+        cells += [f"{atom.electrons:.{places}f}", f"{atom.sigma:.{places}f}", figure(atom.ratio)] if summed else []
         cells += ["–" if atom.distance is None else f"{atom.distance:.2f}"] if trusted else []
-        numbers = "".join(f'<td class="n">{escape(cell)}</td>' for cell in cells)
+        numbers = "".join(f'<td class="n">{escape(cell.replace("-", "−"))}</td>' for cell in cells)
         numbers += f'<td class="why">{escape(atom.why)}</td>' if trusted else ""
         label = f'<td class="n">{rank}</td><th scope="row">{escape(atom.symbol)} {atom.index}</th>'
         lines.append(f"<tr>{label}{numbers}</tr>")
@@ -311,13 +315,15 @@ def _closeups(report: Report) -> str:
             ).svg()
             for name in report.scales
         )
-        value = with_error(atom.electrons, atom.sigma)
-        caption = f"<b>{rank}. {escape(who)}</b> {escape(value)} e"
+        value = f"{with_error(atom.electrons, atom.sigma)} e" if math.isfinite(atom.sigma) else ""
+        caption = f"<b>{rank}. {escape(who)}</b> {escape(value)}"
         items.append(f'<li><figure><div class="pair">{panels}</div><figcaption>{caption}</figcaption></figure></li>')
-    about = (
-        f"Planes of {CLOSE_UP:g} × {CLOSE_UP:g} Å through each atom (ringed), the point of largest sigma within"
-        f" {LOOK:g} Å of it, and a near neighbour."
-    )
+    sides = "Density on the left, sigma on the right, on the scales of the slices."
+    about = f"Planes of {CLOSE_UP:g} × {CLOSE_UP:g} Å through each atom (ringed), "
+    if "std" in report.scales:
+        about += f"the point of largest sigma within {LOOK:g} Å of it, and a near neighbour. {sides}"
+    else:
+        about += "and near neighbours, on the scale of the slices."
     scales = "".join(
         f"<span>{TITLES[name]} {tick_text(scale.low)}<svg viewBox='0 0 130 11' aria-hidden='true'>"
         f"<rect width='130' height='11' fill='url(#scale-{name})'/></svg>"
@@ -325,8 +331,7 @@ def _closeups(report: Report) -> str:
         for name, scale in report.scales.items()
     )
     return (
-        f"<h3>Close-ups</h3><p class='note'>{escape(about)} Density on the left, sigma on the"
-        f" right, on the scales of the slices.</p>"
+        f"<h3>Close-ups</h3><p class='note'>{escape(about)}</p>"
         f'<div class="scales">{scales}</div><ol class="closeups">{"".join(items)}</ol>'
     )
 

@@ -93,6 +93,7 @@ TAGS = {
     "code",
     "footer",
     "script",
+    "noscript",
 }
 
 
@@ -441,9 +442,26 @@ def test_warnings(tmp_path):
     ):
         assert text in page.text, text
     rows = {row[1]: row[8:] for row in page.rows if len(row) == 10}
-    assert rows["Al 1"] == ["2.00", "open"]
+    assert rows["Al 1"] == ["2.00", "surface or void"]
     assert rows["Si 2"] == ["–", ""]
     assert "Nothing that counts against" not in page.text
+
+
+def test_without_sigmas_atoms_are_ranked_by_distance(tmp_path):
+    density = toy(uncertain=False)
+    density.trust = Trust.from_parts(
+        np.array([0.2, np.nan, 1.7]),
+        np.array([0, 0, KINDS.index("missing")]),
+        {"level": "edge", "sentence": "at the EDGE of the training data", "reasons": []},
+    )
+    page = page_of(density, tmp_path)
+    rows = [row for row in page.rows if len(row) == 7]
+    assert [(row[1], row[5], row[6]) for row in rows[1:]] == [
+        ("Si 2", "1.70", "neighbour missing"),
+        ("Si 0", "0.20", ""),
+    ]
+    assert "near-2-mean" in page.ids
+    assert "Unlike training" in page.text
 
 
 def test_a_file_of_another_program(tmp_path):
