@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike
 
 from gpurho.density import Density
 from gpurho.errors import GridError, SettingsError, StructureError
-from gpurho.plotmaps import Map, draw_maps
+from gpurho.plotmaps import Map, draw_maps, scale_top
 from gpurho.plotplanes import choose_cut
-from gpurho.plotstyle import COLORS, DPI, check_picture_name, formula, save, style
+from gpurho.plotstyle import COLORS, DPI, UNIT, check_picture_name, formula, save, style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +62,8 @@ def plot_error(
     axis, position, plane, crystal, normal, point, atom, width
         Which plane, as for `gpurho.plotting.plot_density`.
     limit : float, e/angstrom^3
-        Ends of the scale of the error; by default the largest on the plane.
+        Ends of the scale of the error; by default the largest on the plane, which the title names too, or where a few
+        points stand far out, what 99.5 % are below.
     atoms_within, contours, column, title, dpi
         As for `gpurho.plotting.plot_density`; the lines are those of the predicted density.
 
@@ -84,7 +85,7 @@ def plot_error(
     if not np.isfinite(error).any():
         raise SettingsError("the plane leaves the field everywhere; give a point inside of it, or another position")
     low, high = min(0.0, float(np.nanmin(ours))), float(np.nanmax(ours))
-    end = float(np.nanmax(np.abs(error))) if limit is None else float(limit)
+    end = scale_top(np.abs(error)) if limit is None else float(limit)
     maps = [
         Map(ours, "predicted density", COLORS["mean"], low, high),
         Map(error, "predicted $-$ reference", SIGNED, -end, end, line_color="0.45"),
@@ -92,7 +93,8 @@ def plot_error(
     if cut.section.std is not None:
         ratio = np.abs(error) / np.maximum(cut.section.std, 1e-30)
         maps.append(Map(ratio, "|error| / total $\\sigma$", RATIO, 0.0, MOST, "", "0.45"))
-    text = f"{formula(density.structure)}, {cut.caption}" if title is None else title
+    largest = f"largest error {float(np.nanmax(np.abs(error))):.2g} {UNIT}"
+    text = f"{formula(density.structure)}, {cut.caption}, {largest}" if title is None else title
     with style():
         figure = draw_maps(
             cut,

@@ -112,6 +112,7 @@ def plot_line(
         panels[-1].xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
         figure.align_ylabels()
         ends = [f"({', '.join(f'{x:.4g}' for x in np.asarray(e, dtype=float))})" for e in (a, b)]
+        ends = [end.replace("-", "\u2212") for end in ends]
         text = f"{formula(density.structure)}, {ends[0]} to {ends[1]} \u00c5" if title is None else title
         if text:
             figure.suptitle(text, x=0.01, ha="left")

@@ -27,6 +27,9 @@ DISC = 0.5
 SMOOTH = 400
 """Sections of fewer points along their edges are shaded between the points, not as squares."""
 
+MOST, FAR = 0.995, 1.5
+"""Where the largest value is `FAR` times what `MOST` of the points are below, a scale ends there."""
+
 LINE_POINTS = 200
 """Points along an edge that lines of equal density are found on."""
 
@@ -68,6 +71,18 @@ class Map:
         return {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[
             below, above
         ]
+
+
+def scale_top(values: NDArray[Any]) -> float:
+    """Upper end of a scale from zero: the largest value, or where a few points stand far out, what 99.5 % are below.
+
+    Scales whose ends are passed are pointed there.
+    """
+    known = np.asarray(values)[np.isfinite(values)]
+    if not known.size:
+        return 1.0
+    largest, most = float(known.max()), float(np.quantile(known, MOST))
+    return most if 0 < most < largest / FAR else largest
 
 
 def draw_maps(
@@ -133,7 +148,7 @@ def draw_maps(
     return figure
 
 
-LEFT, RIGHT, BOTTOM, TITLE, GAP = 0.44, 0.09, 0.37, 0.22, 0.10
+LEFT, RIGHT, BOTTOM, TITLE, GAP = 0.44, 0.09, 0.37, 0.22, 0.17
 """Inches around the panels: numbers and labels to the left and below, the title above, and between panels."""
 
 BAR, BAR_GAP, BAR_ABOVE, BAR_BESIDE = 0.075, 0.06, 0.33, 0.50

@@ -15,7 +15,7 @@ from gpurho.errors import SettingsError
 from gpurho.ploterrors import plot_error
 from gpurho.plothistograms import plot_histogram
 from gpurho.plotlines import plot_line
-from gpurho.plotmaps import Map, draw_maps
+from gpurho.plotmaps import Map, draw_maps, scale_top
 from gpurho.plotplanes import MAX_PIXELS, atoms_of, choose_cut, miller_normal
 from gpurho.plotstyle import (
     COLORS,
@@ -61,7 +61,8 @@ def plot_density(
 ) -> Figure:
     """A plane through a density, one panel for each field, in real coordinates.
 
-    Scales are linear and begin at zero (at the lowest density where it is negative).
+    Scales are linear and begin at zero (at the lowest density where it is negative). They end at the largest value, or
+    for sigmas of which a few stand far out below these, and then they are pointed (`gpurho.plotmaps.scale_top`).
 
     Parameters
     ----------
@@ -194,7 +195,7 @@ def _scales(
         values = getattr(section, name)
         known = values[np.isfinite(values)]
         low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-        ends[name] = (min(0.0, low), high)
+        ends[name] = (min(0.0, low), high if name == "mean" else scale_top(known))
     sigmas = [name for name in wanted if name != "mean"]
     if same and sigmas:
         ends |= dict.fromkeys(sigmas, (0.0, max(ends[name][1] for name in sigmas)))
