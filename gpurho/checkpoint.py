@@ -10,16 +10,14 @@ from torch import Tensor
 
 from gpurho.errors import ModelError
 from gpurho.model import write_atomic
+from gpurho.tensorfiles import check_metadata, check_tensors, tensor_file
 
 CHECKPOINT_KEY = "gpurho-checkpoint"
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all; `record` holds plain values and has an entry "identity"."""
-    from safetensors.torch import save
-
-    data = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_atomic(path, save(data, metadata={CHECKPOINT_KEY: json.dumps(record)}))
+    write_atomic(path, tensor_file(tensors, {CHECKPOINT_KEY: json.dumps(record)}))
 
 
 def read_checkpoint(path: Path, identity: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -28,9 +26,15 @@ def read_checkpoint(path: Path, identity: str) -> tuple[dict[str, Tensor], dict[
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            record = json.loads((file.metadata() or {})[CHECKPOINT_KEY])
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        check_metadata(metadata, str(path))
+        check_tensors(tensors, metadata, str(path))
+        record = json.loads(metadata[CHECKPOINT_KEY])
         same = record["identity"] == identity
+    except ModelError as error:
+        reason = str(error).removeprefix(f"{path} is damaged: ").split(";")[0]
+        raise ModelError(f"{path}: damaged checkpoint ({reason}); remove it to start anew") from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise ModelError(f"{path}: damaged checkpoint ({error}); remove it to start anew") from None
     if not same:

@@ -15,6 +15,8 @@ Layout of version 1 (``format = "gpurho-dataset"``, ``format_version = 1`` on th
         attributes: electrons; and, where known, temperature_K, kpts (3 ints), engine, family,
         trajectory, index, energy_free_hartree, or any other plain value
 
+Each array has its CRC-32 in the attribute ``crc32`` (files of earlier versions of this library have none).
+
 Files of the older kind are read too: groups ``snapshot_NNN`` on the root, density in e/Bohr^3, periodic cells.
 """
 
@@ -23,14 +25,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpurho.checksums import HDF5_FORMAT, get, put, put_text
 from gpurho.errors import DatasetError, GridError, StructureError
 from gpurho.grid import Grid
 from gpurho.structure import Structure
@@ -51,6 +54,8 @@ _UNITS = {
 EXTRAS = ("forces", "eigenvalues", "kpoints", "weights")
 """Arrays that a snapshot may have besides its density."""
 MAX_POINTS = 2**33
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,25 +130,28 @@ class Dataset(Sequence[Snapshot]):
         try:
             with h5py.File(self.path, "r") as file:
                 return self._read(file[name], where)
-        except (OSError, RuntimeError) as error:
-            raise DatasetError(f"{where}: cannot be read ({error})") from None
+        except (OSError, RuntimeError, KeyError) as error:
+            raise DatasetError(f"{where}: cannot be read ({_reason(error)})") from None
 
     def __iter__(self) -> Iterator[Snapshot]:
         return (self[i] for i in range(len(self)))
 
     def meta(self, index: int) -> dict[str, Any]:
         """Attributes of a snapshot, without reading its density."""
-        import h5py
-
-        with h5py.File(self.path, "r") as file:
-            return _attributes(file[self._groups[index]])
+        return self._look(index, _attributes)
 
     def n_points(self, index: int) -> int:
         """Grid points of a snapshot, without reading its density."""
+        return self._look(index, lambda group: int(group["density"].size))
+
+    def _look(self, index: int, what: Callable[[Any], _T]) -> _T:
         import h5py
 
-        with h5py.File(self.path, "r") as file:
-            return int(file[self._groups[index]]["density"].size)
+        try:
+            with h5py.File(self.path, "r") as file:
+                return what(file[self._groups[index]])
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise DatasetError(f"{self.path}: {self._groups[index]}: cannot be read ({_reason(error)})") from None
 
     def fingerprint(self) -> str:
         """SHA-256 of every structure and density in their order: the same for the same data in any layout."""
@@ -165,8 +173,8 @@ class Dataset(Sequence[Snapshot]):
             raise DatasetError(
                 f"{where}: density has shape {shape}; three axes and at most {MAX_POINTS} points are expected"
             )
-        pbc = group["pbc"][...] if "pbc" in group else np.ones(3, bool)
-        density = group["density"][...]
+        pbc = get(group, "pbc") if "pbc" in group else np.ones(3, bool)
+        density = get(group, "density")
         if density.dtype.kind != "f":
             raise DatasetError(f"{where}: density is {density.dtype}; floating point is expected")
         meta = _attributes(group)
@@ -176,8 +184,8 @@ class Dataset(Sequence[Snapshot]):
         if self._scale != 1.0:
             density = (density.astype(np.float64) * self._scale).astype(np.float32)
         try:
-            structure = Structure(group["positions"][...], group["numbers"][...], group["cell"][...], pbc)
-            arrays = {name: group[name][...] for name in EXTRAS if isinstance(group.get(name), h5py.Dataset)}
+            structure = Structure(get(group, "positions"), get(group, "numbers"), get(group, "cell"), pbc)
+            arrays = {name: get(group, name) for name in EXTRAS if isinstance(group.get(name), h5py.Dataset)}
             snapshot = Snapshot(structure, density, float(electrons), meta, arrays)
             snapshot.check(where)
         except (StructureError, GridError) as error:
@@ -215,8 +223,8 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
                 root = file.get("snapshots")
                 groups = [f"snapshots/{n}" for n in sorted(root)] if isinstance(root, h5py.Group) else []
                 scale = 1.0
-    except OSError as error:
-        raise DatasetError(f"{where}: cannot be read as HDF5 ({error})") from None
+    except (OSError, RuntimeError, KeyError) as error:
+        raise DatasetError(f"{where}: cannot be read as HDF5 ({_reason(error)})") from None
     if not groups:
         raise DatasetError(f"{where}: has no snapshots; expected groups snapshots/NNNNNN or snapshot_NNN")
     return Dataset(where, groups, scale)
@@ -229,8 +237,9 @@ def write_dataset(path: str | os.PathLike[str], snapshots: Iterable[Snapshot], c
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with h5py.File(temporary, "w") as file:
-            file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
+        with h5py.File(temporary, "w", libver=HDF5_FORMAT) as file:
+            put_text(file, "format", FORMAT)
+            file.attrs["format_version"] = FORMAT_VERSION
             root = file.create_group("snapshots")
             for i, snapshot in enumerate(snapshots):
                 snapshot.check(f"snapshot {i}")
@@ -243,10 +252,11 @@ def write_dataset(path: str | os.PathLike[str], snapshots: Iterable[Snapshot], c
                     ("pbc", s.pbc),
                     *((name, snapshot.arrays[name]) for name in EXTRAS if name in snapshot.arrays),
                 ):
-                    group.create_dataset(name, data=value)
-                group.create_dataset(
+                    put(group, name, value)
+                put(
+                    group,
                     "density",
-                    data=snapshot.density,
+                    snapshot.density,
                     chunks=True,
                     shuffle=True,
                     compression="gzip",
@@ -254,9 +264,12 @@ def write_dataset(path: str | os.PathLike[str], snapshots: Iterable[Snapshot], c
                 )
                 for name, unit in _UNITS.items():
                     if name in group:
-                        group[name].attrs["unit"] = unit
+                        put_text(group[name], "unit", unit)
                 for key, value in {**snapshot.meta, "electrons": snapshot.electrons}.items():
-                    group.attrs[key] = value
+                    if isinstance(value, str):
+                        put_text(group, key, value)
+                    else:
+                        group.attrs[key] = value
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
@@ -288,8 +301,9 @@ def extend_dataset(
     try:
         if target.exists():
             shutil.copyfile(target, temporary)
-        with h5py.File(temporary, "a") as file:
-            file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
+        with h5py.File(temporary, "a", libver=HDF5_FORMAT) as file:
+            put_text(file, "format", FORMAT)
+            file.attrs["format_version"] = FORMAT_VERSION
             root = file.require_group("snapshots")
             names = sorted(root)
             for i, part in enumerate(parts):
@@ -308,6 +322,10 @@ def extend_dataset(
     finally:
         temporary.unlink(missing_ok=True)
     return open_dataset(target)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).strip("'\"")
 
 
 def _attributes(group: Any) -> dict[str, Any]:

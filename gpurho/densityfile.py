@@ -23,6 +23,9 @@ Layout of the file, version 1 (``format = "gpurho-density"`` among the root's at
   attribute ``summary``, JSON: see `gpurho.trust.Trust`.
 - ``provenance``: JSON with the settings, the model's fingerprint and full specification, and versions.
 
+Arrays without a filter carry their CRC-32 in the attribute ``crc32`` (files of earlier versions have none), so that
+every byte that matters is under a checksum: see `gpurho.checksums`.
+
 The file holds no date: it is a function of its inputs, the same bytes whenever and however often it was interrupted.
 """
 
@@ -39,7 +42,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpurho.checksums import HDF5_FORMAT, get, get_text, put, put_text
 from gpurho.density import Density, region_grid
+from gpurho.densitychecks import DAMAGE, damage_error, damaged_tile, values_of
 from gpurho.errors import OutputExistsError, SettingsError, StoreError
 from gpurho.fields import NAMES, Box, Correction, LazyField, Totals
 from gpurho.grid import Grid
@@ -50,7 +55,7 @@ from gpurho.kept import Histogram, Kept, SumStore
 from gpurho.partition import Tile, TileSet
 from gpurho.structure import Structure
 from gpurho.trust import Trust
-from gpurho.virtual import ShardedFields, is_sharded, refuse_external
+from gpurho.virtual import ShardedFields, check_heaps, is_sharded, refuse_external
 
 FORMAT = "gpurho-density"
 FORMAT_VERSION = 2
@@ -119,8 +124,8 @@ def create_file(path: Path, layout: Layout, link: Callable[[Any], None] | None =
     """
     import h5py
 
-    h5 = h5py.File(path, "w", libver=("v110", "v110"))
-    h5.attrs["format"] = FORMAT
+    h5 = h5py.File(path, "w", libver=HDF5_FORMAT)
+    put_text(h5, "format", FORMAT)
     h5.attrs["format_version"] = 1 if link is None else FORMAT_VERSION
     grid = h5.create_group("grid")
     for name in ("shape", "cell", "origin", "pbc"):
@@ -128,14 +133,14 @@ def create_file(path: Path, layout: Layout, link: Callable[[Any], None] | None =
     if layout.region is not None:
         grid.attrs["region"] = np.asarray(layout.region, dtype=np.int64)
     structure = h5.create_group("structure")
-    structure.create_dataset("positions", data=layout.structure.positions, track_times=False)
-    structure.create_dataset("numbers", data=layout.structure.numbers, track_times=False)
+    put(structure, "positions", layout.structure.positions)
+    put(structure, "numbers", layout.structure.numbers)
     structure.attrs["cell"] = layout.structure.cell
     structure.attrs["pbc"] = layout.structure.pbc
     text = json.dumps({"settings": layout.settings, **layout.provenance}, sort_keys=True)
-    h5.create_dataset("provenance", data=np.bytes_(text.encode()), track_times=False)
+    put(h5, "provenance", np.bytes_(text.encode()))
     if not layout.keep.field_alone:
-        h5.attrs["keep"] = json.dumps(layout.keep.to_items())
+        put_text(h5, "keep", json.dumps(layout.keep.to_items()))
     if link is not None:
         link(h5)
     for piece in layout.pieces:
@@ -158,7 +163,7 @@ def create_field(h5: Any, piece: Piece, shape: Sequence[int]) -> None:
         fillvalue=np.nan,
         track_times=False,
     )
-    dataset.attrs["unit"] = "e/angstrom^3"
+    put_text(dataset, "unit", "e/angstrom^3")
 
 
 def write_tables(
@@ -184,15 +189,15 @@ def write_tables(
     if errors is not None:
         tables["errors"] = errors
     for name, table in tables.items():
-        group.create_dataset(name, data=table, track_times=False)
-    group["sums"].attrs["columns"] = json.dumps(COLUMNS)
-    group["crc32"].attrs["columns"] = json.dumps([piece.name for piece in layout.pieces])
+        put(group, name, table)
+    put_text(group["sums"], "columns", json.dumps(COLUMNS))
+    put_text(group["crc32"], "columns", json.dumps([piece.name for piece in layout.pieces]))
     if sums is not None:
         _write_sums(h5, sums)
     if trust is not None:
         _write_trust(h5, trust)
     group.attrs["tile_shape"] = np.asarray(tiles.tile_shape)
-    h5.attrs["conserve"] = correction.kind or "none"
+    put_text(h5, "conserve", correction.kind or "none")
     h5.attrs["scale"] = correction.scale
     h5.attrs["shift"] = correction.shift
 
@@ -200,9 +205,8 @@ def write_tables(
 def _write_sums(h5: Any, sums: SumStore) -> None:
     for name, histogram in sums.histograms().items():
         group = h5.create_group(f"histograms/{name}")
-        group.create_dataset("counts", data=histogram.counts, track_times=False)
-        group.create_dataset("edges", data=histogram.edges, track_times=False)
-        group["edges"].attrs["unit"] = "e/angstrom^3"
+        put(group, "counts", histogram.counts)
+        put_text(put(group, "edges", histogram.edges), "unit", "e/angstrom^3")
     if sums.atoms is not None:
         rows = (min(len(sums.atoms), 1 << 14), *sums.atoms.shape[1:])
         table = h5.create_dataset(
@@ -214,8 +218,8 @@ def _write_sums(h5: Any, sums: SumStore) -> None:
             compression_opts=1,
             track_times=False,
         )
-        table.attrs["columns"] = json.dumps(ATOM_COLUMNS[: sums.atoms.shape[1]])
-        table.attrs["unit"] = "e/angstrom^3 and its square, [0] * 2^-32 + [1] * 2^-72"
+        put_text(table, "columns", json.dumps(ATOM_COLUMNS[: sums.atoms.shape[1]]))
+        put_text(table, "unit", "e/angstrom^3 and its square, [0] * 2^-32 + [1] * 2^-72")
 
 
 def _write_trust(h5: Any, trust: Trust) -> None:
@@ -230,15 +234,15 @@ def _write_trust(h5: Any, trust: Trust) -> None:
             compression_opts=1,
             track_times=False,
         )
-    group["per_atom"].attrs["unit"] = "distance from the training atoms, 1 where these end"
-    group.attrs["summary"] = json.dumps(trust.summary())
+    put_text(group["per_atom"], "unit", "distance from the training atoms, 1 where these end")
+    put_text(group, "summary", json.dumps(trust.summary()))
 
 
 def _read_trust(h5: Any) -> Trust | None:
     if "trust" not in h5:
         return None
     group = h5["trust"]
-    return Trust.from_parts(group["per_atom"][()], group["why"][()], json.loads(group.attrs["summary"]))
+    return Trust.from_parts(group["per_atom"][()], group["why"][()], json.loads(get_text(group, "summary")))
 
 
 def _open_h5(path: Path) -> Any:
@@ -252,18 +256,25 @@ def _open_h5(path: Path) -> Any:
         h5 = h5py.File(path, "r", rdcc_nbytes=16 << 20)
     except OSError as error:
         raise StoreError(f"{path} cannot be read as HDF5: {str(error).splitlines()[0]}; check the file") from None
-    kind, version = h5.attrs.get("format"), int(h5.attrs.get("format_version", 0))
-    if kind != FORMAT or "tiles" not in h5 or version > FORMAT_VERSION:
-        h5.close()
-        if kind == FORMAT and version > FORMAT_VERSION:
-            raise StoreError(f"{path} has layout version {version}; update gpurho to read it")
-        raise StoreError(f"{path} is not a whole gpurho density; check the name")
     try:
+        _check_kind(h5, path)
+        check_heaps(h5, path)
         refuse_external(h5, path)
     except StoreError:
         h5.close()
         raise
+    except DAMAGE as error:
+        h5.close()
+        raise damage_error(path, error) from None
     return h5
+
+
+def _check_kind(h5: Any, path: Path) -> None:
+    kind, version = get_text(h5, "format", ""), int(h5.attrs.get("format_version", 0))
+    if kind == FORMAT and version > FORMAT_VERSION:
+        raise StoreError(f"{path} has layout version {version}; update gpurho to read it")
+    if kind != FORMAT or "tiles" not in h5:
+        raise StoreError(f"{path} is not a whole gpurho density; check the name")
 
 
 def existing_difference(path: Path, settings: dict[str, Any]) -> tuple[str, Any, Any] | None:
@@ -272,8 +283,11 @@ def existing_difference(path: Path, settings: dict[str, Any]) -> tuple[str, Any,
         h5 = _open_h5(path)
     except StoreError as error:
         raise OutputExistsError(f"{error}; the file is left as it is, give another output") from None
-    with h5:
-        return first_difference(settings, json.loads(bytes(h5["provenance"][()]))["settings"])
+    try:
+        with h5:
+            return first_difference(settings, json.loads(bytes(get(h5, "provenance")))["settings"])
+    except DAMAGE as error:
+        raise OutputExistsError(f"{damage_error(path, error)}; it is left as it is, give another output") from None
 
 
 def open_density(path: str | Path) -> Density:
@@ -291,29 +305,30 @@ def open_density(path: str | Path) -> Density:
     except StoreError:
         h5.close()
         raise
-    except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
+    except DAMAGE as error:
         h5.close()
-        raise StoreError(f"{file} is damaged: {str(error).splitlines()[0]}; predict it again") from None
+        raise damage_error(file, error) from None
 
 
 def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
     header, atoms = h5["grid"].attrs, h5["structure"]
     grid = Grid([int(n) for n in header["shape"]], header["cell"], header["origin"], header["pbc"])
     region = tuple((int(a), int(b)) for a, b in header["region"]) if "region" in header else None
-    structure = Structure(atoms["positions"][()], atoms["numbers"][()], atoms.attrs["cell"], atoms.attrs["pbc"])
+    structure = Structure(get(atoms, "positions"), get(atoms, "numbers"), atoms.attrs["cell"], atoms.attrs["pbc"])
     part = region_grid(grid, region)
     low = [a for a, _ in region] if region else [0, 0, 0]
-    keep = Keep.of(json.loads(h5.attrs["keep"])) if "keep" in h5.attrs else Keep()
+    keep = Keep.of(json.loads(get_text(h5, "keep"))) if "keep" in h5.attrs else Keep()
 
     def load(name: str, key: Any) -> NDArray[Any]:
         if not h5:
             raise SettingsError("the density's file was closed; open it again with Density.open")
-        if shards is not None and name in NAMES:
-            return shards.read(name, key)
         try:
-            return np.asarray(h5[name][key])
-        except OSError as error:
-            raise StoreError(f"{name} cannot be read: {str(error).splitlines()[0]}; the file is damaged") from None
+            return values_of(h5, shards, name, key)
+        except (*DAMAGE, StoreError) as error:
+            where = damaged_tile(h5, shards, name, key)
+            if isinstance(error, StoreError):
+                raise StoreError(f"{where}: {error}") from None
+            raise damage_error(Path(h5.filename), OSError(f"{where}: {error}")) from None
 
     def lazy(name: str, factors: tuple[int, ...] = (1, 1, 1)) -> LazyField | None:
         if name not in h5:
@@ -341,7 +356,7 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
             keep,
             {name: value for name, value in blocks.items() if value is not None},
             plane,
-            {name: Histogram(group["counts"][()], group["edges"][()]) for name, group in h5["histograms"].items()}
+            {name: Histogram(get(group, "counts"), get(group, "edges")) for name, group in h5["histograms"].items()}
             if "histograms" in h5
             else {},
             (lambda rows: load("atoms/sums", rows)) if keep.atoms else None,
@@ -352,11 +367,11 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
             shards.close()
         h5.close()
 
-    columns = json.loads(h5["tiles/sums"].attrs["columns"])
-    rows = [Totals.of_row(columns, row) for row in h5["tiles/sums"][()].tolist()]
-    kind = str(h5.attrs["conserve"])
+    columns = json.loads(get_text(h5["tiles/sums"], "columns"))
+    rows = [Totals.of_row(columns, row) for row in get(h5, "tiles/sums").tolist()]
+    kind = get_text(h5, "conserve")
     correction = Correction(None if kind == "none" else kind, float(h5.attrs["scale"]), float(h5.attrs["shift"]))
-    info = {**json.loads(bytes(h5["provenance"][()])), "region": region}
+    info = {**json.loads(bytes(get(h5, "provenance"))), "region": region}
     mean = lazy("mean")
     if mean is None and keep.field:
         raise KeyError("dataset 'mean' is missing")
@@ -367,7 +382,7 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
         lazy("aleatoric"),
         lazy("epistemic"),
         totals=Totals.merged(rows),
-        errors=h5["tiles/errors"][()] if "errors" in h5["tiles"] else None,
+        errors=get(h5, "tiles/errors") if "errors" in h5["tiles"] else None,
         correction=correction,
         info=info,
         close=close,
@@ -383,30 +398,28 @@ def verify(path: str | Path) -> list[int]:
         bad = []
         shards = ShardedFields(Path(path), h5["shards"]) if is_sharded(h5) else None
 
-        def values(name: str, box: Any) -> NDArray[np.float32]:
-            return shards.read(name, box) if shards is not None and name in NAMES else h5[name][box]
-
         header = h5["grid"].attrs
         grid = Grid([int(n) for n in header["shape"]], header["cell"], header["origin"], header["pbc"])
         region = tuple((int(a), int(b)) for a, b in header["region"]) if "region" in header else None
         low = [a for a, _ in region] if region else [0, 0, 0]
-        keep = Keep.of(json.loads(h5.attrs["keep"])) if "keep" in h5.attrs else Keep()
+        keep = Keep.of(json.loads(get_text(h5, "keep"))) if "keep" in h5.attrs else Keep()
         names = [name for name in NAMES if any(f"{place}{name}" in h5 for place in ("", "coarse/"))]
         planes = kept_planes(keep, region_grid(grid, region), low)
         if planes and not names:
             names = [name for name in NAMES if plane_name(*planes[0], name) in h5]
         i, j, k = (int(n) for n in h5["tiles"].attrs["tile_shape"])
         pieces = pieces_of(keep, names, grid.shape, (i, j, k), planes)
-        for number, (start, stop) in enumerate(zip(h5["tiles/start"][()], h5["tiles/stop"][()], strict=True)):
+        wanted = get(h5, "tiles/crc32").tolist()
+        for number, (start, stop) in enumerate(zip(get(h5, "tiles/start"), get(h5, "tiles/stop"), strict=True)):
             tile = Tile(number, *(tuple(int(x) for x in end) for end in (start, stop)))  # type: ignore[arg-type]
             boxes = [piece.box(tile) for piece in pieces]
             try:
                 found = [
-                    0 if box is None else zlib.crc32(np.ascontiguousarray(values(piece.name, box)).data)
+                    0 if box is None else zlib.crc32(np.ascontiguousarray(values_of(h5, shards, piece.name, box)).data)
                     for piece, box in zip(pieces, boxes, strict=True)
                 ]
-            except (OSError, StoreError):
+            except (*DAMAGE, StoreError):
                 found = []
-            if found != h5["tiles/crc32"][number].tolist():
+            if found != wanted[number]:
                 bad.append(number)
         return bad

@@ -24,6 +24,7 @@ from gpurho.export import ExportedModel, exported_archive, frozen, load_exported
 from gpurho.layers import DensityNetwork, inverse_softplus_tensor
 from gpurho.modelspec import ModelSpec
 from gpurho.prediction import PredictionNetwork
+from gpurho.tensorfiles import check_metadata, check_tensors, tensor_file
 
 METADATA_KEY = "gpurho"
 DATA_FOLDER = Path(__file__).parent / "data"
@@ -218,10 +219,7 @@ class DensityModel:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model file, whole or not at all."""
-        from safetensors.torch import save
-
-        data = save(self.tensors, metadata={METADATA_KEY: self.spec.to_json()})
-        write_atomic(path, data)
+        write_atomic(path, tensor_file(self.tensors, {METADATA_KEY: self.spec.to_json()}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> DensityModel:
@@ -247,6 +245,7 @@ class DensityModel:
                             f" the specification says F32 {shape}"
                         )
                 tensors = {name: file.get_tensor(name) for name in shapes}
+                check_tensors(tensors, file.metadata() or {}, str(path))
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path}: the model file is damaged ({error})") from None
         try:
@@ -309,6 +308,7 @@ def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
         raise ModelError(f"{path}: not a readable safetensors file ({error})") from None
     if METADATA_KEY not in metadata:
         raise ModelError(f"{path}: a safetensors file without a gpurho specification")
+    check_metadata(metadata, str(path))
     return ModelSpec.from_json(metadata[METADATA_KEY], str(path))
 
 

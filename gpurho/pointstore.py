@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +22,8 @@ from gpurho.errors import DatasetError, SettingsError
 
 Block = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]]
 """Features (n, F), densities (n,) in e/angstrom^3, weights (n,)."""
+
+READ_BYTES = 1 << 24
 
 BYTES_BESIDE = 12
 """Bytes of density and weight of a point, which stay in memory."""
@@ -43,6 +47,7 @@ class PointStore:
         self.density: NDArray[np.float64] = np.empty(0)
         self.weights: NDArray[np.float32] = np.empty(0, np.float32)
         self._parts: list[tuple[NDArray[np.float64], NDArray[np.float32]]] = []
+        self._crc = 0
         self._memory: NDArray[np.float32] | None = None
         if self.path is None:
             self._memory = np.empty((capacity, n_features), np.float32)
@@ -63,7 +68,9 @@ class PointStore:
         """Add a block."""
         start = len(self)
         if self._memory is None:
-            self._write(np.ascontiguousarray(features, np.float32).tobytes(), "ab")
+            data = np.ascontiguousarray(features, np.float32).tobytes()
+            self._write(data, "ab")
+            self._crc = zlib.crc32(data, self._crc)
         else:
             self._memory[start : start + len(features)] = features
         self.counts.append(len(features))
@@ -79,12 +86,14 @@ class PointStore:
         """Keep some points alone, with new weights (of all points, as many as `keep` has entries)."""
         starts, at = self.starts, 0
         counts: list[int] = []
+        self._crc = 0
         for i in range(len(self.counts)):
             rows = keep[starts[i] : starts[i + 1]]
             kept = self.rows(starts[i], starts[i + 1])[rows]
             # What is written ends before what is still to be read begins.
             if self._memory is None:
                 self._write(kept.tobytes(), "r+b", at * self.n_features * 4)
+                self._crc = zlib.crc32(kept.tobytes(), self._crc)
             else:
                 self._memory[at : at + len(kept)] = kept
             at += len(kept)
@@ -151,12 +160,20 @@ class PointStore:
         if self.path is None:
             return
         temporary = self._record.with_name(self._record.name + ".tmp.npz")
-        np.savez(temporary, density=self.density, weights=self.weights, counts=np.array(self.counts), key=np.array(key))
-        os.replace(temporary, self._record)
+        facts: dict[str, Any] = {"counts": self.counts, "key": key, "crc32": np.uint32(self._crc)}
+        try:
+            np.savez(temporary, density=self.density, weights=self.weights, **facts)
+            os.replace(temporary, self._record)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise DatasetError(
+                f"{self._record}: record of the scratch file cannot be written ({error.strerror or error}); free disk"
+                " space and run again"
+            ) from None
 
     @classmethod
     def reopen(cls, n_features: int, path: str | os.PathLike[str], key: str) -> PointStore | None:
-        """The store in a scratch file that was sealed with the same key; None where there is none."""
+        """The store in a scratch file that was sealed with the same key; None where there is none, or it is damaged."""
         store = object.__new__(cls)
         store.n_features, store.path, store._memory, store._parts = n_features, Path(path), None, []
         try:
@@ -164,11 +181,18 @@ class PointStore:
                 if str(record["key"]) != key:
                     return None
                 store.density, store.weights = record["density"], record["weights"]
-                store.counts = record["counts"].tolist()
-            complete = os.path.getsize(path) == len(store) * n_features * 4
-        except (OSError, ValueError, KeyError, EOFError):
+                store.counts, store._crc = record["counts"].tolist(), int(record["crc32"])
+            complete = os.path.getsize(path) == len(store) * n_features * 4 and store._crc_on_disk() == store._crc
+        except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
             return None
         return store if complete else None
+
+    def _crc_on_disk(self) -> int:
+        found = 0
+        with open(str(self.path), "rb") as file:
+            while data := file.read(READ_BYTES):
+                found = zlib.crc32(data, found)
+        return found
 
     def remove(self) -> None:
         """Remove the scratch file, where there is one."""

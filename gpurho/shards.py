@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpurho.checksums import get, put, put_text
 from gpurho.density import Density
+from gpurho.densitychecks import DAMAGE
 from gpurho.densityfile import COLUMNS, Layout, create_file, open_density, write_tables
 from gpurho.errors import OutputExistsError, StoreError
 from gpurho.fields import Correction, Totals
@@ -33,7 +35,7 @@ from gpurho.partition import TileSet
 from gpurho.shardsink import copy_pieces, kept_sums, shard_origin, shard_shape
 from gpurho.store import added, check_room, check_same, lock_output, sync_file
 from gpurho.trust import Trust
-from gpurho.virtual import open_shard, settings_digest
+from gpurho.virtual import heaps_of, open_shard, settings_digest
 
 FOLDER_SUFFIX = ".shards"
 PATTERNS = ("manifest", "*.session", "*.safetensors", "*.npz", "*.tmp", "*.h5", "*.part", "*.journal", "*.sums")
@@ -165,8 +167,20 @@ class ShardFolder:
     def _tables(self) -> Iterator[tuple[Run, Any]]:
         """The tables of all shards, in the order of tiles."""
         for run in self.runs:
-            with open_shard(self.shard(run), self.digest) as h5:
+            with self._opened(run) as h5:
                 yield run, h5["tiles"]
+
+    @contextmanager
+    def _opened(self, run: Run) -> Iterator[Any]:
+        """A finished shard; damage becomes an error that says what to do."""
+        file = self.shard(run)
+        with open_shard(file, self.digest) as h5:
+            try:
+                yield h5
+            except DAMAGE as error:
+                raise StoreError(
+                    f"shard {file} is damaged: {' '.join(str(error).split())}; remove it and run the same command again"
+                ) from None
 
     def totals(self) -> Totals:
         """Sums over all tiles."""
@@ -182,9 +196,9 @@ class ShardFolder:
         errors: NDArray[np.float64] | None = None
         for run, group in self._tables():
             rows += _rows(group)
-            crc |= {run.first + i: tuple(int(x) for x in row) for i, row in enumerate(group["crc32"][()])}
+            crc |= {run.first + i: tuple(int(x) for x in row) for i, row in enumerate(get(group, "crc32"))}
             # One by one and in the order of tiles, so that the bits are those of a run on one device.
-            for row in group.get("errors", ()):
+            for row in get(group, "errors") if "errors" in group else ():
                 errors = added(errors, row)
         part = self.path.with_name(self.path.name + ".assembly.tmp")
         try:
@@ -192,10 +206,13 @@ class ShardFolder:
             sums = SumStore(keep, len(self.layout.structure), self.layout.names)
             with create_file(part, self.layout, self._link if keep.field else None) as h5:
                 for run in self.runs if not keep.field_alone else []:
-                    with open_shard(self.shard(run), self.digest) as shard:
+                    with self._opened(run) as shard:
                         copy_pieces(shard, h5, self.run_layout(run))
                         sums.add(kept_sums(shard))
                 write_tables(h5, self.layout, rows, crc, correction, errors, sums, trust)
+                if keep.field:
+                    h5.flush()
+                    put(h5["shards"], "heaps", heaps_of(part))
             sync_file(part)
             os.replace(part, self.path)
             sync_file(self.path.parent)
@@ -237,9 +254,9 @@ class ShardFolder:
                 plist.set_virtual(target, shard.replace("%", "%%").encode(), name.encode(), source)
             space = h5py.h5s.create_simple(self.layout.grid.shape)
             dataset = h5py.h5d.create(h5.id, name.encode(), h5py.h5t.IEEE_F32LE, space, plist)
-            h5py.Dataset(dataset).attrs["unit"] = "e/angstrom^3"
+            put_text(h5py.Dataset(dataset), "unit", "e/angstrom^3")
         group = h5.create_group("shards")
-        group.attrs["digest"] = self.digest
+        put_text(group, "digest", self.digest)
         columns = {
             "names": np.array([name.encode() for name in names]),
             "start": np.array([layout.tiles.start for layout in layouts], dtype=np.int64),
@@ -247,7 +264,7 @@ class ShardFolder:
             "origin": np.array([shard_origin(layout) for layout in layouts], dtype=np.int64),
         }
         for key, column in columns.items():
-            group.create_dataset(key, data=column, track_times=False)
+            put(group, key, column)
 
     def close(self) -> None:
         """Let the output go; shards stay for a later run."""
@@ -260,7 +277,7 @@ def run_layout(layout: Layout, tiles: TileSet) -> Layout:
 
 
 def _rows(group: Any) -> list[Totals]:
-    return [Totals.of_row(COLUMNS, row) for row in group["sums"][()].tolist()]
+    return [Totals.of_row(COLUMNS, row) for row in get(group, "sums").tolist()]
 
 
 def shard_folder(path: Path) -> Path:

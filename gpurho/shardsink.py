@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpurho.checksums import HDF5_FORMAT, get, put, put_text
 from gpurho.densityfile import COLUMNS, Layout, create_field
 from gpurho.errors import StoreError
 from gpurho.journal import Journal, blobs_path, read_journal
@@ -102,11 +104,11 @@ class ShardSink(TileFile):
             if rows[0] is not None:
                 tables["errors"] = np.array(rows, dtype=np.float64)
             for name, table in tables.items():
-                group.create_dataset(name, data=table, track_times=False)
+                put(group, name, table)
             if not self.layout.keep.field_alone:
                 found = self._sums.packed(self._owners)
                 for name in ("counts", "atoms", "sums"):
-                    self._h5.create_dataset(f"kept/{name}", data=getattr(found, name), track_times=False)
+                    put(self._h5, f"kept/{name}", getattr(found, name))
             self._publish()
         self._journal_path.unlink(missing_ok=True)
         blobs_path(self._journal_path).unlink(missing_ok=True)
@@ -142,22 +144,26 @@ def copy_pieces(shard: Any, target: Any, layout: Layout) -> None:
             corner = piece.corner(box)
             inner = tuple(a - o for a, o in zip(corner, piece.reduced(shard_origin(layout)), strict=True))
             mask, data = shard[piece.name].id.read_direct_chunk(inner)
+            try:
+                zlib.decompress(data)
+            except zlib.error as error:
+                raise OSError(f"{piece.name} of tile {tile.index}: {error}") from None
             target[piece.name].id.write_direct_chunk(corner, data, mask)
 
 
 def kept_sums(shard: Any) -> TileSums:
     """The sums of atoms and the histograms of an open shard."""
-    return TileSums(*(shard[f"kept/{name}"][()] for name in ("counts", "atoms", "sums")))
+    return TileSums(*(get(shard, f"kept/{name}") for name in ("counts", "atoms", "sums")))
 
 
 def _create_shard(path: Path, layout: Layout, origin: Sequence[int]) -> Any:
     """A new shard with everything but the tiles; the same bytes for the same run."""
     import h5py
 
-    h5 = h5py.File(path, "w", libver=("v110", "v110"))
-    h5.attrs["format"] = SHARD_FORMAT
+    h5 = h5py.File(path, "w", libver=HDF5_FORMAT)
+    put_text(h5, "format", SHARD_FORMAT)
     h5.attrs["format_version"] = SHARD_VERSION
-    h5.attrs["digest"] = settings_digest(layout.settings)
+    put_text(h5, "digest", settings_digest(layout.settings))
     for name, value in (("start", layout.tiles.start), ("stop", layout.tiles.stop), ("origin", origin)):
         h5.attrs[name] = np.asarray(value, dtype=np.int64)
     for piece in shard_pieces(layout):

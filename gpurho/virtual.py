@@ -4,6 +4,7 @@ The output of such a prediction holds virtual data sets, so that any HDF5 reader
 in shards, in a folder beside it. HDF5 gives fill values for a shard that is missing, looks for it in other places too,
 and opens whatever a file tells it to. So this library reads the shards itself, by the table in the group ``shards``:
 
+- ``heaps``: see `heaps_of`.
 - ``names``: path of each shard, from the output's folder; ``start``, ``stop``: its box of grid points; ``origin``: the
   grid point of its first element. The attribute ``digest`` is that of the settings and stands in each shard too.
 """
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -20,10 +23,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpurho.checksums import get, get_text
 from gpurho.errors import StoreError
 from gpurho.fields import NAMES, Box
 
 SHARD_FORMAT = "gpurho-shard"
+HEAP = b"GCOL\x01\0\0\0"
+"""How a global heap of HDF5 begins; its size follows in eight bytes."""
+
 OPEN_SHARDS = 16
 """Shards that are held open: neighbouring reads mostly need the same ones."""
 
@@ -36,6 +43,35 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
 def is_sharded(h5: Any) -> bool:
     """Whether an open file's fields lie in shards."""
     return "shards" in h5
+
+
+def heaps_of(path: Path) -> NDArray[np.uint64]:
+    """Offset, size and CRC-32 of each heap of a flushed file: where HDF5 keeps, unchecked, what virtual data sets are.
+
+    A file that was changed there could make HDF5 crash, so that it must not even look at them.
+    """
+    found = []
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = data.find(HEAP)
+        while at >= 0:
+            size = int.from_bytes(data[at + len(HEAP) : at + len(HEAP) + 8], "little")
+            if size <= len(data) - at:  # else it only looks like one
+                found.append((at, size, zlib.crc32(data[at : at + size])))
+            at = data.find(HEAP, at + len(HEAP))
+    return np.array(found, dtype=np.uint64).reshape(-1, 3)
+
+
+def check_heaps(h5: Any, path: Path) -> None:
+    """Raise `StoreError` where the heaps of a file whose fields lie in shards are not as `heaps_of` found them."""
+    if not is_sharded(h5) or "heaps" not in h5["shards"]:
+        return
+    with open(path, "rb") as file:
+        for offset, size, crc in get(h5["shards"], "heaps").tolist():
+            file.seek(offset)
+            if zlib.crc32(file.read(size)) != crc:
+                raise StoreError(
+                    f"{path} is damaged: its virtual data sets do not match their checksum; take an undamaged copy"
+                )
 
 
 def refuse_external(h5: Any, path: Path) -> None:
@@ -92,10 +128,10 @@ class ShardedFields:
 
     def __init__(self, path: Path, group: Any) -> None:
         self._path = path
-        self._digest = str(group.attrs["digest"])
-        names = [bytes(name).decode() for name in group["names"][()]]
+        self._digest = get_text(group, "digest")
+        names = [bytes(name).decode() for name in get(group, "names")]
         self._files = [inside(path, name) for name in names]
-        self._start, self._stop, self._origin = (group[name][()] for name in ("start", "stop", "origin"))
+        self._start, self._stop, self._origin = (get(group, name) for name in ("start", "stop", "origin"))
         if not len(names) == len(self._start) == len(self._stop) == len(self._origin):
             raise StoreError(f"{path} is damaged: its table of shards has columns of several lengths")
         missing = [file for file in self._files if not file.is_file()]
@@ -118,7 +154,7 @@ class ShardedFields:
             target = tuple(slice(int(p), int(q)) for p, q in zip(a - low, b - low, strict=True))
             try:
                 values[target] = self._shard(int(i))[name][source]
-            except (OSError, KeyError, ValueError, TypeError) as error:
+            except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
                 reason = str(error).splitlines()[0]
                 raise StoreError(f"shard {self._files[i]} of {self._path} cannot be read: {reason}") from None
         return values
@@ -147,12 +183,17 @@ def open_shard(file: Path, digest: str) -> Any:
         raise StoreError(f"shard {file} is missing; move it back, or predict again") from None
     except OSError as error:
         raise StoreError(f"shard {file} cannot be read as HDF5: {str(error).splitlines()[0]}") from None
-    own = all(
-        isinstance(h5.get(name, getlink=True), h5py.HardLink) and not h5[name].is_virtual and not h5[name].external
-        for name in NAMES
-        if name in h5
-    )
-    if h5.attrs.get("format") != SHARD_FORMAT or h5.attrs.get("digest") != digest or not own:
+    try:
+        own = all(
+            isinstance(h5.get(name, getlink=True), h5py.HardLink) and not h5[name].is_virtual and not h5[name].external
+            for name in NAMES
+            if name in h5
+        )
+        own &= get_text(h5, "format", "") == SHARD_FORMAT and get_text(h5, "digest", "") == digest
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        h5.close()
+        raise StoreError(f"shard {file} is damaged: {' '.join(str(error).split())}; predict again") from None
+    if not own:
         h5.close()
         raise StoreError(f"shard {file} belongs to another prediction; move the right one back, or predict again")
     return h5

@@ -24,7 +24,7 @@ FOLDERS = {
 LAYERS = [
     {"errors", "units"},
     {"kernels"},
-    {"structure", "threads"},
+    {"structure", "threads", "checksums"},
     {"builders", "defects", "_fcc", "grid", "partition", "sources"},
     {"neighbors", "_neighbor_providers", "descriptors", "surroundings"},
     {
@@ -40,12 +40,14 @@ LAYERS = [
         "calibration",
         "integrals",
         "model",
+        "tensorfiles",
         "data",
     },
     {"trust", "fields", "sections", "peratom", "metrics", "fieldstats", "keep", "kept", "exactsums", "reductions"},
     {
         "density",
         "densityfile",
+        "densitychecks",
         "journal",
         "store",
         "virtual",

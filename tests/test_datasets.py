@@ -52,7 +52,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert data.meta(1)["trajectory"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["d.h5"]
     with h5py.File(path) as file:
-        assert file["snapshots/000000/density"].attrs["unit"] == "e/angstrom^3"
+        assert file["snapshots/000000/density"].attrs["unit"] == b"e/angstrom^3"
     assert [s.meta["trajectory"] for s in data[1:]] == [1, 0]
     with pytest.raises(IndexError):
         data[3]

@@ -56,7 +56,7 @@ def test_file_equals_memory(whole):
 def test_layout_for_other_readers(whole):
     path, memory = whole
     with h5py.File(path) as h5:
-        assert h5.attrs["format"] == "gpurho-density"
+        assert h5.attrs["format"] == b"gpurho-density"
         assert h5["mean"].chunks == (8, 8, 8)
         assert h5["mean"].compression == "gzip"
         assert h5["mean"].shuffle

@@ -1,0 +1,59 @@
+"""What HDF5 does not check by itself: arrays without a filter get a CRC-32 beside them, and texts a place that counts.
+
+The checksum is the attribute ``crc32`` of an array, where any reader finds it. Files of earlier versions of this
+library have none and are read without. HDF5 itself checks its own tables in files of its format 1.10, which is what
+this library writes, and compressed chunks by their Adler-32. Attributes are in those tables, but for texts of variable
+length, as h5py writes them: these lie in a heap without checksums, in which one changed byte can make HDF5 search for
+ever. So texts have a fixed length here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+
+ATTRIBUTE = "crc32"
+HDF5_FORMAT = ("v110", "v110")
+"""Format of the files that are written, the first whose tables carry checksums; for ``libver`` of h5py."""
+
+
+def put(group: Any, name: str, data: Any, **options: Any) -> Any:
+    """Write an array, or text as ``numpy.bytes_``, with its checksum; `options` as of ``create_dataset``."""
+    dataset = group.create_dataset(name, data=data, track_times=False, **options)
+    dataset.attrs[ATTRIBUTE] = np.uint32(_sum(data))
+    return dataset
+
+
+def get(group: Any, name: str) -> Any:
+    """Read all of an array; raises `OSError`, as HDF5 does for damage, where it does not match its checksum."""
+    dataset = group[name]
+    values = dataset[()]
+    wanted = dataset.attrs.get(ATTRIBUTE)
+    if wanted is not None and int(wanted) != _sum(values):
+        raise OSError(f"{dataset.name} does not match its checksum")
+    return values
+
+
+def put_text(owner: Any, name: str, text: str) -> None:
+    """Write an attribute that is text."""
+    import h5py
+
+    data = text.encode(errors="replace") or b"\0"
+    owner.attrs.create(name, data, dtype=h5py.string_dtype("utf-8", len(data)))
+
+
+def get_text(owner: Any, name: str, default: str | None = None) -> str:
+    """Read an attribute that is text, of whatever length; raises `KeyError` where there is none and no default."""
+    value = owner.attrs[name] if default is None else owner.attrs.get(name, default)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _sum(values: Any) -> int:
+    if isinstance(values, bytes):
+        return zlib.crc32(values)
+    return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+
+
+__all__ = ["ATTRIBUTE", "HDF5_FORMAT", "get", "get_text", "put", "put_text"]

@@ -1,0 +1,45 @@
+"""Which file is damaged, and which tile of it: what to say when HDF5 cannot read a field."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpurho.checksums import get
+from gpurho.errors import StoreError
+from gpurho.fields import NAMES
+from gpurho.virtual import ShardedFields
+
+DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError)
+"""What h5py raises for files that are damaged."""
+
+
+def damage_error(path: Path, error: Exception) -> StoreError:
+    """What to say of a file that h5py failed on."""
+    reason = " ".join(str(error).split()).strip("'\"")
+    return StoreError(f"{path} is damaged: {reason}; take an undamaged copy, or predict it again")
+
+
+def values_of(h5: Any, shards: ShardedFields | None, name: str, key: Any) -> NDArray[Any]:
+    """A part of an array, wherever it lies."""
+    return shards.read(name, key) if shards is not None and name in NAMES else np.asarray(h5[name][key])
+
+
+def damaged_tile(h5: Any, shards: ShardedFields | None, name: str, key: Any) -> str:
+    """Name of an array and, of a field, of its first tile in the box `key` that cannot be read."""
+    if name not in NAMES:
+        return name
+    with suppress(*DAMAGE):
+        for number, (start, stop) in enumerate(zip(get(h5, "tiles/start"), get(h5, "tiles/stop"), strict=True)):
+            low = [max(int(a), s.start) for a, s in zip(start, key, strict=True)]
+            high = [min(int(b), s.stop) for b, s in zip(stop, key, strict=True)]
+            if all(a < b for a, b in zip(low, high, strict=True)):
+                try:
+                    values_of(h5, shards, name, tuple(slice(a, b) for a, b in zip(low, high, strict=True)))
+                except (*DAMAGE, StoreError):
+                    return f"{name} of tile {number} (points {tuple(start.tolist())} to {tuple(stop.tolist())})"
+    return name
