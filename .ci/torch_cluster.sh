@@ -33,4 +33,4 @@ fi
 
 "$python" -m pip install --quiet --no-deps --force-reinstall "$wheels"/torch_cluster-*.whl
 # The variable turns "not installed" from a skip into a failure.
-GPURHO_REQUIRE_PROVIDER=torch-cluster "$python" -m pytest tests/test_neighbors.py
+GPURHO_REQUIRE_PROVIDER=torch-cluster "$python" -m pytest tests/test_neighbors.py tests/test_radius_graph.py
