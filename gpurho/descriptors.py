@@ -18,7 +18,7 @@ from gpurho.errors import DeviceError, GridError, SettingsError, UnknownSpeciesE
 from gpurho.grid import Grid
 from gpurho.kernels.batches import Batches, grid_batches, point_batches
 from gpurho.partition import Tile
-from gpurho.structure import Structure, as_structure
+from gpurho.structure import MAX_COORDINATE, Structure, as_structure, real_array
 from gpurho.threads import launch_numba
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ OWN = {
 
 SLACK = 0.01
 """Added to the cutoff (angstrom) where atoms are gathered: that of the kernels' own search radii."""
+
+
+def _is(value: Any, kinds: Any) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,12 @@ class DescriptorSpec:
     def __post_init__(self) -> None:
         from ase.data import atomic_numbers
 
-        object.__setattr__(self, "species", tuple(self.species))
-        unknown = [s for s in self.species if s not in atomic_numbers or atomic_numbers[s] == 0]
-        if isinstance(self.species, str) or not self.species or unknown:
+        given = self.species
+        names = () if isinstance(given, str) or not isinstance(given, Sequence) else tuple(given)
+        if not names or any(not isinstance(s, str) or not atomic_numbers.get(s, 0) for s in names):
             raise SettingsError(f"species {self.species!r} are not chemical symbols; give for instance ('Si', 'Ge')")
-        if len(set(self.species)) != len(self.species):
+        object.__setattr__(self, "species", names)
+        if len(set(names)) != len(self.species):
             raise SettingsError(f"species {self.species!r} name one element twice; give each once")
         if self.family not in FAMILIES:
             raise SettingsError(f"descriptor family {self.family!r} is not known; give one of {', '.join(FAMILIES)}")
@@ -106,10 +111,10 @@ class DescriptorSpec:
             ("l_max", 0, 8),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or not least <= value <= most:
+            if not _is(value, int | np.integer) or not least <= value <= most:
                 raise SettingsError(f"{name} is {value!r}; give a whole number from {least} to {most}")
             object.__setattr__(self, name, int(value))
-        if not (np.isfinite(self.cutoff) and 0.5 <= self.cutoff <= 100.0):
+        if not _is(self.cutoff, int | float | np.integer | np.floating) or not 0.5 <= self.cutoff <= 100.0:
             raise SettingsError(f"cutoff is {self.cutoff!r} angstrom; give 0.5 to 100")
         self._check_contraction()
         for family, names in OWN.items():
@@ -303,9 +308,12 @@ class Environment:
 
     def point_features(self, points: ArrayLike, out: Any = None) -> Features:
         """Descriptors of any points, (n_points, 3) angstrom."""
-        array = np.ascontiguousarray(points, dtype=np.float64)
-        if array.ndim != 2 or array.shape[1] != 3 or not np.isfinite(array).all():
-            raise GridError(f"points of shape {array.shape} are not finite (n_points, 3) coordinates in angstrom")
+        array = real_array(points)
+        if array is None or array.ndim != 2 or array.shape[1] != 3 or not (np.abs(array) <= MAX_COORDINATE).all():
+            raise GridError(
+                f"points of shape {getattr(array, 'shape', None)} are not finite (n_points, 3) coordinates in angstrom, none beyond"
+                f" {MAX_COORDINATE:.0e}"
+            )
         return self._features(array, point_batches(array), array, out)
 
     def atoms_near(self, corners: NDArray[np.float64], reach: float) -> tuple[NDArray[np.float64], NDArray[np.int32]]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpurho.errors import GridError
-from gpurho.structure import MIN_CELL_HEIGHT, cell_heights
+from gpurho.structure import MAX_COORDINATE, MIN_CELL_HEIGHT, cell_heights, real_array
 
 MAX_AXIS = 2**31 - 1
 
@@ -49,19 +49,18 @@ class Grid:
             sizes = ()
         if len(sizes) != 3 or any(n < 1 or n > MAX_AXIS for n in sizes) or list(sizes) != list(shape):
             raise GridError(f"grid shape {shape!r} is not three whole numbers from 1 up; give e.g. (64, 64, 64)")
-        rows, start = np.array(cell, dtype=float), np.array(origin, dtype=float)
-        if rows.shape != (3, 3) or not np.isfinite(rows).all() or cell_heights(rows).min() < MIN_CELL_HEIGHT:
-            raise GridError(f"grid cell {rows.tolist()} has no volume; give three independent vectors in angstrom")
-        if start.shape != (3,) or not np.isfinite(start).all():
-            raise GridError(f"grid origin {start.tolist()} is not a finite point; give (x, y, z) in angstrom")
-        if len(pbc) != 3:
+        rows, start = _checked_cell(cell), real_array(origin)
+        if start is None or start.shape != (3,) or not (np.abs(start) <= MAX_COORDINATE).all():
+            raise GridError(f"grid origin {origin!r} is not a finite point; give (x, y, z) in angstrom")
+        periods = list(pbc) if isinstance(pbc, Sequence | np.ndarray) else []
+        if len(periods) != 3 or any(p not in (0, 1) for p in periods):
             raise GridError(f"grid pbc {pbc!r} does not say of three axes whether they are periods")
         rows.setflags(write=False)
         start.setflags(write=False)
         object.__setattr__(self, "shape", sizes)
         object.__setattr__(self, "cell", rows)
         object.__setattr__(self, "origin", start)
-        object.__setattr__(self, "pbc", tuple(bool(p) for p in pbc))
+        object.__setattr__(self, "pbc", tuple(bool(p) for p in periods))
 
     @classmethod
     def from_spacing(
@@ -72,11 +71,12 @@ class Grid:
         origin: ArrayLike = (0.0, 0.0, 0.0),
     ) -> Grid:
         """The coarsest grid over `cell` whose step along each cell vector is at most `spacing` angstrom."""
-        if not isinstance(spacing, int | float | np.number) or not (np.isfinite(spacing) and spacing > 0):
+        if not isinstance(spacing, int | float | np.integer | np.floating) or not 0 < spacing < np.inf:
             raise GridError(f"spacing {spacing!r} is not positive; give the mesh spacing in angstrom, e.g. 0.2")
-        lengths = np.linalg.norm(np.asarray(cell, dtype=float), axis=-1)
+        lengths = np.linalg.norm(_checked_cell(cell), axis=-1)
         # The small slack keeps a spacing that divides the edge exactly from gaining a point through rounding.
-        counts = np.ceil(lengths / spacing * (1 - 1e-12))
+        with np.errstate(over="ignore"):
+            counts = np.ceil(lengths / float(spacing) * (1 - 1e-12))
         if np.any(counts > MAX_AXIS):
             raise GridError(f"spacing {spacing!r} gives {counts.max():.3g} points along one edge; give a larger one")
         return cls([max(1, int(n)) for n in counts], cell, origin, pbc)
@@ -118,3 +118,14 @@ class Grid:
             and np.allclose(self.cell, other.cell, rtol=0, atol=1e-9)
             and np.allclose(self.origin, other.origin, rtol=0, atol=1e-9)
         )
+
+
+def _checked_cell(cell: ArrayLike) -> NDArray[np.float64]:
+    rows = real_array(cell)
+    if rows is None or rows.shape != (3, 3) or not (np.abs(rows) <= MAX_COORDINATE).all():
+        raise GridError(
+            f"grid cell {cell!r} is not three finite vectors; give (3, 3) in angstrom, none beyond {MAX_COORDINATE:.0e}"
+        )
+    if not cell_heights(rows).min() >= MIN_CELL_HEIGHT:
+        raise GridError(f"grid cell {rows.tolist()} has no volume; give three independent vectors in angstrom")
+    return rows

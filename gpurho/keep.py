@@ -66,6 +66,8 @@ class Keep:
             return items
         if items is None:
             return cls()
+        if not isinstance(items, str | Sequence):
+            raise SettingsError(f"keep {items!r} is a {type(items).__name__}; give words: {KNOWN}")
         words = [items] if isinstance(items, str) else list(items)
         if not words:
             raise SettingsError(f"keep is empty; give one or more of {KNOWN}")

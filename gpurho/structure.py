@@ -50,7 +50,10 @@ class Structure:
     def __post_init__(self) -> None:
         for name, dtype in (("positions", float), ("numbers", np.int64), ("cell", float), ("pbc", bool)):
             try:
-                value = np.array(getattr(self, name), dtype=dtype, order="C")
+                given = np.asarray(getattr(self, name))
+                if given.dtype.kind == "c":
+                    raise TypeError("it has complex numbers")
+                value = np.array(given, dtype=dtype, order="C")
             except (TypeError, ValueError, OverflowError) as error:
                 raise StructureError(f"{name} cannot be read as an array of {dtype.__name__}: {error}") from None
             # Number 13.5 must not become 13 in silence.
@@ -163,6 +166,15 @@ def as_structure(atoms: Structure | Atoms | Any) -> Structure:
     if hasattr(atoms, "get_positions") and hasattr(atoms, "get_atomic_numbers"):
         return Structure.from_ase(atoms)
     raise StructureError(f"atoms are {type(atoms).__name__}; give ase.Atoms or gpurho.Structure")
+
+
+def real_array(value: Any) -> NDArray[np.float64] | None:
+    """A float64 array of its own; None for what is not an array of real numbers."""
+    try:
+        found = np.array(value)
+        return None if found.dtype.kind not in "iufb" else found.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def cell_heights(cell: ArrayLike) -> NDArray[np.float64]:

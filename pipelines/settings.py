@@ -163,8 +163,8 @@ def settle(
     mesh = _settle_grid(structure, spacing, grid, parts)
     if conserve is not None and not np.allclose(mesh.cell, structure.cell, rtol=0, atol=1e-6):
         raise SettingsError(f"conserve {conserve!r} needs a grid over the structure's cell; leave out grid or conserve")
-    shape = parts.tile_shape() if tile_shape is None else tuple(tile_shape)
-    tiles = make_tiles(mesh, shape, region)
+    tiles = make_tiles(mesh, parts.tile_shape() if tile_shape is None else tile_shape, region)
+    shape = tiles.tile_shape
     parts.check(mesh, tiles)
     if shape[0] * shape[1] * shape[2] > MAX_TILE_POINTS:
         raise GridError(f"tile shape {shape} has over {MAX_TILE_POINTS} points; give a smaller one, e.g. (64, 64, 64)")
@@ -198,6 +198,8 @@ def _check_devices(devices: int | None, client: Any, device: str | None) -> None
         from gpurho.pipelines.cluster import check_client
 
         check_client(client)
+    if device is not None and not isinstance(device, str):
+        raise SettingsError(f"device {device!r} is a {type(device).__name__}; give 'cpu', 'cuda' or 'cuda:0'")
     if device is not None and ":" in device and (client is not None or (devices or 1) > 1):
         raise SettingsError(f"device {device!r} names one device of several workers; give {device.split(':')[0]!r}")
 
