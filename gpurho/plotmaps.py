@@ -24,6 +24,9 @@ ATOM_SIZE = 0.2
 DISC = 0.5
 """Atoms whose centres lie so little outside of the picture, angstrom, may still be seen in it."""
 
+SMALLEST = 1.5
+"""Points of print that `DISC` takes at least where atoms are drawn."""
+
 SMOOTH = 400
 """Sections of fewer points along their edges are shaded between the points, not as squares."""
 
@@ -109,7 +112,8 @@ def draw_maps(
     contours : int or sequence of float
         About how many lines, or the densities that they are drawn at (e/angstrom^3).
     atoms_within : float, angstrom
-        Atoms this close to the plane are drawn.
+        Atoms this close to the plane are drawn. Planes of more than some 50 angstrom in an inch or two show none, nor
+        lines, unless their densities are given.
     line : two (3,) arrays, optional
         Ends of a line to mark, angstrom; its projection on the plane is drawn.
     column : "single", "double" or inches
@@ -126,9 +130,15 @@ def draw_maps(
     width = column_width(column if column is not None else ("single" if len(maps) == 1 else "double"))
     figure, panels, bars = _laid_out(width, len(maps), up / across, flat)
     atoms = atoms_of(structure, cut.section, atoms_within, margin=DISC)
+    # Of hundreds of atoms across, discs and lines would only darken the picture.
+    crowded = 72 * width * panels[0].get_position().width / across * DISC < SMALLEST
+    shown = len(atoms[1]) > 0 and not crowded
+    if crowded and isinstance(contours, int):
+        contours = 0
     for panel, bar, one in zip(panels, bars, maps, strict=True):
         _draw(figure, panel, bar, one, mesh, density, contours, "right" if flat else "top")
-        draw_atoms(panel, structure, atoms)
+        if shown:
+            draw_atoms(panel, structure, atoms)
         if line is not None:
             ends = (np.asarray(line, dtype=float) - cut.section.origin) @ cut.section.axes.T
             panel.plot(*ends.T, color="white", linewidth=1.4, zorder=4)
@@ -144,11 +154,12 @@ def draw_maps(
             panel.set_ylabel(y)
     top = 1 - 0.04 / figure.get_figheight()
     figure.suptitle(title, x=0.01, y=top, ha="left", va="top")
-    _legend(figure, structure, atoms[1], top)
+    if shown:
+        _legend(figure, structure, atoms[1], top)
     return figure
 
 
-LEFT, RIGHT, BOTTOM, TITLE, GAP = 0.44, 0.09, 0.37, 0.22, 0.17
+LEFT, RIGHT, BOTTOM, TITLE, GAP = 0.44, 0.13, 0.37, 0.22, 0.20
 """Inches around the panels: numbers and labels to the left and below, the title above, and between panels."""
 
 BAR, BAR_GAP, BAR_ABOVE, BAR_BESIDE = 0.075, 0.06, 0.33, 0.50
@@ -257,14 +268,12 @@ def _finer(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def draw_atoms(
     panel: Axes, structure: Structure, atoms: tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]
 ) -> None:
-    """Discs in the colours and, scaled, the radii of the elements; nothing where they would be smaller than dots."""
+    """Discs in the colours and, scaled, the radii of the elements."""
     from ase.data import covalent_radii
     from ase.data.colors import jmol_colors
     from matplotlib.collections import EllipseCollection
 
     places, which, heights = atoms
-    if not len(places):
-        return
     # The nearest to the plane over the others.
     order = np.argsort(-np.abs(heights), kind="stable")
     numbers = structure.numbers[which[order]]

@@ -20,6 +20,9 @@ MAX_PIXELS = 1200
 MIN_PIXELS = 160
 """Points along an edge of a plane that is not one of grid points: interpolated finer than a coarse grid's."""
 
+PATCH = 120
+"""Points along the edges of the patches that planes are interpolated in."""
+
 MAX_INDEX = 99
 """Largest Miller index."""
 
@@ -205,9 +208,15 @@ def _sampled(density: Density, origin: NDArray[np.float64], u: NDArray[np.float6
     assert counts[0] * counts[1] <= MAX_SECTION  # MAX_PIXELS is far below
     # One row more than `Section` counts: the last one lies on the far edge.
     whole = [e * (n / (n - 1)) for e, n in zip((u, v), counts, strict=True)]
-    values = density.at(mesh_points(origin, whole[0], whole[1], (counts[0], counts[1])))
-    aleatoric, epistemic = values[1:] if len(values) == 3 else (None, None)
-    return Section(origin, whole[0], whole[1], values[0], aleatoric, epistemic)
+    points = mesh_points(origin, whole[0], whole[1], (counts[0], counts[1]))
+    fields = [np.empty(points.shape[:2], np.float32) for _ in range(3 if density.uncertain else 1)]
+    # Patches rather than rows: each lies in few chunks of a field on disk, which are read for it.
+    for i, j in product(range(0, counts[0], PATCH), range(0, counts[1], PATCH)):
+        part = slice(i, i + PATCH), slice(j, j + PATCH)
+        for field, values in zip(fields, density.at(points[part]), strict=True):
+            field[part] = values
+    aleatoric, epistemic = fields[1:] if len(fields) == 3 else (None, None)
+    return Section(origin, whole[0], whole[1], fields[0], aleatoric, epistemic)
 
 
 # -- directions -------------------------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ def unit_label(axis: Axis, top: float, name: str = "", unit: str = UNIT) -> str:
 
     power = 0
     if np.isfinite(top) and top > 0 and not 0.01 <= top < 1e4:
-        power = 3 * int(np.floor(np.log10(top) / 3 + 1e-9))
+        power = 3 * int(np.floor((np.log10(top) + 1) / 3 + 1e-9))
         scale = 10.0**power
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / scale:g}".replace("-", "\u2212")))
     else:

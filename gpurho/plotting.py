@@ -93,7 +93,7 @@ def plot_density(
     same_scale : bool
         One scale for all sigmas.
     atoms_within : float, angstrom
-        Atoms this close to the plane are drawn, in the colours of their elements.
+        Atoms this close to the plane are drawn, in the colours of their elements; not on planes hundreds of atoms wide.
     contours : int or sequence of float
         About how many lines of equal density over every panel, or at which densities; 0 for none.
     line : two (3,) arrays, angstrom

@@ -189,6 +189,31 @@ def test_lines_of_equal_density_lie_on_it(density):
     assert not [c for c in meshes(density.plot(contours=0))[0].axes.collections if isinstance(c, ContourSet)]
 
 
+def test_wide_planes_are_not_darkened():
+    atoms = bulk("Al", "fcc", a=4.05, cubic=True).repeat((40, 40, 1))
+    structure = Structure.from_ase(atoms)
+    grid = Grid((50, 50, 2), structure.cell)
+    wide = Density(grid, structure, wave(grid, structure).astype(np.float32))
+    panel = meshes(wide.plot(position=0.0))[0].axes
+    assert len(atoms_drawn(panel)) == 0
+    assert not [c for c in panel.collections if isinstance(c, ContourSet)]
+    asked = meshes(wide.plot(position=0.0, contours=[0.3]))[0].axes
+    assert [c for c in asked.collections if isinstance(c, ContourSet)]
+    part = meshes(wide.plot(plane=(0, 0, 1), width=20.0))[0].axes
+    assert len(atoms_drawn(part)) > 20
+
+
+def test_a_few_points_do_not_stretch_a_scale(density):
+    sigma = density.epistemic.copy()
+    sigma[3, 4, 9] = 0.5
+    spiked = meshes(Density(density.grid, density.structure, density.mean, density.aleatoric, sigma).plot())
+    plane = sigma[:, :, 9]
+    assert spiked[2].norm.vmax == pytest.approx(np.quantile(np.pad(plane, ((0, 1), (0, 1)), mode="wrap"), 0.995))
+    assert spiked[2].norm.vmax < 0.01
+    assert spiked[2].colorbar.extend == "max"
+    assert spiked[1].colorbar.extend == "neither"
+
+
 def test_one_field_and_unknown_ones(density):
     bare = Density(density.grid, density.structure, density.mean)
     assert len(meshes(bare.plot())) == 1
