@@ -82,7 +82,7 @@ def electron_rows(density: Density) -> Rows:
     if expected is not None:
         off = predicted - expected
         bars = f"{figure(abs(off) / sigma, 2)} error bars, " if sigma else ""
-        text = with_error(off, sigma).split(" ±")[0]
+        text = with_error(off, sigma).split(" ±")[0] if sigma else figure(off)
         rows += [("Expected", f"{expected:,g}"), ("Difference", f"{text} ({bars}{figure(100 * off / expected, 2)} %)")]
     if density.correction.kind is not None:
         rows.append((f"After conservation ({density.correction.kind})", f"{density.electrons:,.8g}"))
@@ -251,7 +251,7 @@ def shipped_card(info: Mapping[str, Any]) -> str | None:
 def charges_of(density: Density, everything: bool = False, progress: bool = True) -> tuple[AtomCharges | None, str]:
     """Sums over the points of each atom, or None and why there are none."""
     if not density.uncertain:
-        return None, "Predicted without error bars, so no atom is more doubtful than another."
+        return None, "Predicted without error bars, so sigmas of atoms are not known."
     if density.kept is not None and density.kept.atom_sums is not None:
         return density.per_atom(), ""
     if not density.has_field:

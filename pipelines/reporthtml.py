@@ -127,7 +127,7 @@ def page(report: Report) -> str:
 
 def rich(text: str) -> str:
     """Escaped text with subscripts set as such, which not every typeface has, and units that are not torn apart."""
-    safe = escape(text).replace(f" {UNIT}", f' <span class="unit">{UNIT}</span>')
+    safe = escape(text).replace(f" {UNIT}", f'\N{NO-BREAK SPACE}<span class="unit">{UNIT}</span>')
     return re.sub("[₀-₉]+", lambda m: f"<sub>{m[0].translate(PLAIN_DIGITS)}</sub>", safe)
 
 
@@ -187,7 +187,9 @@ def _slices(report: Report) -> tuple[str, dict[str, Any]]:
     crowded = any(frames.marks is None for frames in report.views)
     thinned = any(frames.thinned for frames in report.views)
     notes = [report.slices_note] if report.slices_note else []
-    notes.append("One scale of colours for all planes of a quantity. Sigma is the standard deviation of a point.")
+    notes.append("One scale of colours for all planes of a quantity.")
+    if "std" in report.scales:
+        notes.append("Sigma is the standard deviation of a point.")
     if any(scale.clipped for scale in report.scales.values()):
         notes.append("The few values beyond the upper end of a scale have its last colour.")
     if crowded:
@@ -264,24 +266,28 @@ def _atoms(report: Report) -> str:
     if not report.atoms:
         return f"<p>{escape(report.why_no_atoms)}</p>" if report.why_no_atoms else ""
     trusted = any(atom.distance is not None for atom in report.atoms)
+    reasons = any(atom.why for atom in report.atoms)
     summed = all(math.isfinite(atom.sigma) for atom in report.atoms)
-    names = ["#", "Atom", "x, Å", "y, Å", "z, Å"]
-    names += (["Electrons", "Sigma", "× median"] if summed else []) + (["Distance", "Why"] if trusted else [])
+    names = ["#", "Atom", *(["Sigma", "× median", "Electrons"] if summed else [])]
+    names += ["Distance"] * trusted + ["Why"] * reasons + ["x, Å", "y, Å", "z, Å"]
     head = "".join(f'<th scope="col"{"" if name in ("Atom", "Why") else " class=n"}>{name}</th>' for name in names)
     places = max(decimals(atom.sigma) for atom in report.atoms) if summed else 0
     lines = []
     for rank, atom in enumerate(report.atoms, 1):
-        cells = [f"{x:.3f}" for x in atom.position]
-        cells += [f"{atom.electrons:.{places}f}", f"{atom.sigma:.{places}f}", figure(atom.ratio)] if summed else []
+        cells = [f"{atom.sigma:.{places}f}", figure(atom.ratio), f"{atom.electrons:.{places}f}"] if summed else []
         cells += ["–" if atom.distance is None else f"{atom.distance:.2f}"] if trusted else []
-        numbers = "".join(f'<td class="n">{escape(cell.replace("-", "−"))}</td>' for cell in cells)
-        numbers += f'<td class="why">{escape(atom.why)}</td>' if trusted else ""
+        numbers = _numbers(cells) + (f'<td class="why">{escape(atom.why)}</td>' if reasons else "")
+        numbers += _numbers([f"{x:.3f}" for x in atom.position])
         label = f'<td class="n">{rank}</td><th scope="row">{escape(atom.symbol)} {atom.index}</th>'
         lines.append(f"<tr>{label}{numbers}</tr>")
     table = f"<table class='ranking'><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     intro = f'<p class="note">{escape(report.atoms_note)}</p>' if report.atoms_note else ""
     table = f'<div class="scroll" tabindex="0" role="region" aria-label="Atoms by sigma">{table}</div>'
     return f'{intro}<div class="ranked"><div>{table}</div>{_spread(report)}</div>{_closeups(report)}'
+
+
+def _numbers(cells: Sequence[str]) -> str:
+    return "".join(f'<td class="n">{escape(cell.replace("-", "−"))}</td>' for cell in cells)
 
 
 def _spread(report: Report) -> str:
