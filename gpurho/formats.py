@@ -18,7 +18,7 @@ from gpurho._textfields import TextReader, reading, writing
 from gpurho.datasets import Snapshot
 from gpurho.density import Density
 from gpurho.densityfile import Layout, open_density
-from gpurho.errors import FormatError
+from gpurho.errors import FormatError, OutputExistsError
 from gpurho.fields import NAMES, Field
 from gpurho.formats_atoms import write_dump, write_extxyz
 from gpurho.formats_cube import read_cube, write_cube
@@ -26,7 +26,9 @@ from gpurho.formats_sparc import read_dens, write_dens
 from gpurho.formats_vasp import read_chgcar, write_chgcar
 from gpurho.formats_vti import read_vti, write_vti
 from gpurho.formats_xsf import read_xsf, write_xsf
+from gpurho.journal import read_journal
 from gpurho.partition import make_tiles
+from gpurho.shards import refuse_unfinished
 from gpurho.store import FileSink
 from gpurho.structure import Structure, as_structure
 from gpurho.units import PER_BOHR3
@@ -203,8 +205,18 @@ def snapshot_from_density_file(
 # -- HDF5 -------------------------------------------------------------------------------------------------------
 
 
+def _refuse_prediction(path: Path) -> None:
+    """Raise `OutputExistsError` where a prediction to this name has begun: hours of work that must not be replaced."""
+    refuse_unfinished(path)
+    part, journal = (path.with_name(path.name + ending) for ending in (".part", ".journal"))
+    records = read_journal(journal)
+    if records and part.exists() and "written from" not in records[0].get("settings", {}):
+        raise OutputExistsError(f"{part} is an unfinished prediction; give another name, or finish or remove that one")
+
+
 def _write_hdf5(density: Density, path: Path) -> None:
     """The density as a file of its own: raw fields and conservation as they are."""
+    _refuse_prediction(path)
     raw = density.raw_fields()
     tiles = make_tiles(density.grid)
     info = {name: value for name, value in density.info.items() if name not in ("timing", "settings", "region")}

@@ -323,7 +323,10 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        raise ModelError(f"{target}: cannot be written ({error})") from None
+        reason = error.strerror or error
+        raise ModelError(
+            f"{target} cannot be written: {reason}; what was there is unchanged, make room and run again"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 

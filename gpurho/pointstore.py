@@ -216,6 +216,7 @@ def remove_scratch(path: Path) -> None:
     """Remove a scratch file and its record, where they exist."""
     path.unlink(missing_ok=True)
     path.with_name(path.name + ".npz").unlink(missing_ok=True)
+    path.with_name(path.name + ".npz.tmp.npz").unlink(missing_ok=True)
 
 
 def shard_order(n_shards: int, seed: Sequence[int]) -> list[int]:

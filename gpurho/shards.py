@@ -29,13 +29,13 @@ from gpurho.densitychecks import DAMAGE
 from gpurho.densityfile import COLUMNS, Layout, create_file, open_density, write_tables
 from gpurho.errors import OutputExistsError, StoreError
 from gpurho.fields import Correction, Totals
-from gpurho.journal import Journal, read_journal
+from gpurho.journal import Journal, Lock, blobs_path, read_journal
 from gpurho.kept import SumStore
 from gpurho.partition import TileSet
 from gpurho.shardsink import copy_pieces, kept_sums, shard_origin, shard_shape
 from gpurho.store import added, check_room, check_same, lock_output, sync_file
 from gpurho.trust import Trust
-from gpurho.virtual import heaps_of, open_shard, settings_digest
+from gpurho.virtual import heaps_of, is_sharded, open_shard, settings_digest
 
 FOLDER_SUFFIX = ".shards"
 PATTERNS = ("manifest", "*.session", "*.safetensors", "*.npz", "*.tmp", "*.h5", "*.part", "*.journal", "*.sums")
@@ -297,6 +297,31 @@ def remove_shards(path: Path, keep: Sequence[str] = ()) -> None:
     if not keep:
         with suppress(OSError):  # not empty: something else lies in it
             folder.rmdir()
+
+
+def tidy(path: Path) -> None:
+    """Remove what a run left beside its finished output when it was killed while it cleaned up.
+
+    Nothing is removed while another process works on the output, nor what an unfinished replacement needs.
+    """
+    import h5py
+
+    part, journal = (path.with_name(path.name + ending) for ending in (".part", ".journal"))
+    lock, manifest = path.with_name(path.name + ".lock"), shard_folder(path) / "manifest"
+    if not any(file.exists() for file in (lock, journal, manifest)):
+        return
+    with suppress(StoreError, OSError):
+        held = Lock(lock, path)
+        try:
+            if not part.exists():
+                journal.unlink(missing_ok=True)
+                blobs_path(journal).unlink(missing_ok=True)
+            if manifest.exists():
+                with h5py.File(path, "r") as h5:
+                    keep = ("*.h5",) if is_sharded(h5) else ()
+                remove_shards(path, keep)
+        finally:
+            held.release()
 
 
 def refuse_unfinished(path: Path) -> None:

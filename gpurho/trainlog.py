@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gpurho.errors import MissingDependencyError
+from gpurho.errors import MissingDependencyError, StoreError
 
 COLUMNS = (
     "epoch",
@@ -33,6 +33,8 @@ class TrainingLog:
     ------
     MissingDependencyError
         When TensorBoard is asked for and not installed.
+    StoreError
+        From each method that writes, where the disk refuses.
     """
 
     def __init__(self, path: Path, tensorboard: Path | None = None) -> None:
@@ -50,22 +52,31 @@ class TrainingLog:
     def start(self) -> None:
         """Begin an empty table."""
         self.rows = []
-        self.path.write_text(",".join(COLUMNS) + "\n")
+        self._write("w", ",".join(COLUMNS) + "\n")
 
     def resume(self, rows: list[dict[str, float]]) -> None:
         """Go on after some rows; later ones in the table, which will be written again, are cut off."""
         self.rows = rows
-        self.path.write_text("".join([",".join(COLUMNS) + "\n", *(_line(row) for row in rows)]))
+        self._write("w", "".join([",".join(COLUMNS) + "\n", *(_line(row) for row in rows)]))
 
     def add(self, row: dict[str, float]) -> None:
         """Add a row with the entries `COLUMNS`."""
         self.rows.append(row)
-        with open(self.path, "a") as file:
-            file.write(_line(row))
+        self._write("a", _line(row))
         if self._board is not None:
             for name in COLUMNS[2:]:
                 self._board.add_scalar(name, row[name], int(row["step"]))
             self._board.flush()
+
+    def _write(self, mode: str, text: str) -> None:
+        try:
+            with open(self.path, mode) as file:
+                file.write(text)
+        except OSError as error:
+            raise StoreError(
+                f"{self.path} cannot be written: {error.strerror}; the last checkpoint is safe, make room and run the"
+                " same command again"
+            ) from None
 
     def close(self) -> None:
         """Close the event files."""

@@ -18,7 +18,7 @@ from gpurho.pipelines.plan import Plan, plan
 from gpurho.pipelines.settings import Job, settle
 from gpurho.pipelines.tiling import Sink, Timing, run_tiles
 from gpurho.pipelines.trust import job_trust
-from gpurho.shards import refuse_unfinished, remove_shards
+from gpurho.shards import refuse_unfinished, remove_shards, tidy
 from gpurho.store import FileSink
 from gpurho.structure import Structure
 
@@ -150,7 +150,9 @@ def run_job(job: Job, out: str | Path | None = None, *, resume: bool = True, pro
         if path.exists() and resume:
             difference = existing_difference(path, job.settings())
             if difference is None:
-                return open_density(path)
+                density = open_density(path)
+                tidy(path)
+                return density
             name, wanted, found = difference
             raise OutputExistsError(
                 f"{path} exists and was made with {name} {_short(found)}, not {_short(wanted)}; give another output, or"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shlex
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from gpurho.errors import OutputExistsError, SettingsError
 from gpurho.evaluator import resolve_device
 from gpurho.model import write_atomic
 from gpurho.pipelines.evaluate import EvaluationReport, evaluate
+from gpurho.store import lock_output
 from gpurho.training import Start, Trainer, TrainingSettings, torch_threads, training_record
 from gpurho.trainingset import Split, check_apart, split_all, valence_electrons
 from gpurho.trainlog import StepBar
@@ -145,6 +147,8 @@ def train(
     ------
     OutputExistsError
         When `out` exists and `overwrite` is False.
+    StoreError
+        When another process trains to the same `out`, or its folder cannot be written.
     MissingDependencyError
         When TensorBoard is asked for and not installed.
     DatasetError, SettingsError, ModelError, DeviceError
@@ -176,9 +180,11 @@ def train(
     check_devices(resolve_device(device), devices, chosen.batch_size)
     checkpoint = path.with_suffix(".checkpoint")
     learned = checkpoint.with_suffix(".channels.json")
-    if not resume:
-        learned.unlink(missing_ok=True)
-    with torch_threads(threads):
+    with _alone(path, checkpoint, learned), torch_threads(threads):
+        if path.exists() and not overwrite:
+            raise OutputExistsError(f"{path} was finished by another run; choose another name or ask to overwrite it")
+        if not resume:
+            learned.unlink(missing_ok=True)
         if start is None and contraction == LEARN and chosen.family == "smooth" and chosen.n_basis * chosen.l_max:
             chosen = replace(chosen, contraction=learn_channels(data, splits, chosen, learned, progress))
         trainer = Trainer(data, splits, chosen, checkpoint, device=device, start=start, tensorboard=tensorboard)
@@ -204,13 +210,26 @@ def train(
         ]
         if reports:
             model = with_metrics(model, reports[0], reports)
-    model.save(path)
-    if keep_checkpoint:
-        trainer.data.remove_scratch()
-    else:
-        trainer.clean()
-        learned.unlink(missing_ok=True)
+        model.save(path)
+        if keep_checkpoint:
+            trainer.data.remove_scratch()
+        else:
+            trainer.clean()
+            learned.unlink(missing_ok=True)
     return TrainResult(model, path, chosen, splits, trainer.history, reports, time.perf_counter() - started)
+
+
+@contextmanager
+def _alone(*files: Path) -> Iterator[None]:
+    """Keep other runs from the first of `files`, and remove what killed ones left of writing any of them."""
+    lock = lock_output(files[0])
+    try:
+        for file in files:
+            for leftover in file.parent.glob(f".{glob.escape(file.name)}.*.tmp"):
+                leftover.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
 
 
 def learn_channels(

@@ -1,4 +1,4 @@
-"""Files that were torn, zeroed in part, or changed in one byte: read as they were, or refused in a line that names them.
+"""Files torn, zeroed in part, or changed in one byte: read as they were, or refused in a line that names them.
 
 Cases run in batches in a child of the server, so that a crash of a library that reads them is a failure of one case.
 """

@@ -52,13 +52,13 @@ def _warm_up() -> None:
     import tempfile
     from pathlib import Path
 
-    from faults.inputs import Inputs
     from predict_tools import aluminium, settings, small_model
     from training_tools import SMALL, toy_snapshot
 
     import gpurho
     import gpurho.cli
     import gpurho.plotting
+    from faults.inputs import Inputs
     from gpurho.datasets import write_dataset
     from gpurho.pipelines.train import train
 
@@ -114,7 +114,7 @@ def _child(request: dict[str, Any]) -> int:
     null = os.open(os.devnull, os.O_RDONLY)
     for target, source in ((0, null), (1, log), (2, log)):
         os.dup2(source, target)
-    sys.stdin = open(os.devnull)
+    sys.stdin = open(os.devnull)  # noqa: SIM115 (until the process ends)
     # The server's own objects may hold a line that was not yet sent.
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
     signal.signal(signal.SIGINT, signal.default_int_handler)
