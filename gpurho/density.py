@@ -390,6 +390,10 @@ class Density:
         """A picture: slices of the mean and the sigmas, or of another `kind`; see `gpurho.plotting.plot`."""
         return cast("Figure", _upper("gpurho.plotting", "plot")(self, path, kind, **options))
 
+    def report(self, path: str | Path, **options: Any) -> Path:
+        """Write one self-contained HTML page about this density; see `gpurho.report` for the options."""
+        return cast(Path, _upper("gpurho.pipelines.report", "report")(self, path, **options))
+
     # -- life -----------------------------------------------------------------------------------------------
 
     def close(self) -> None:

@@ -98,7 +98,7 @@ TAGS = {
 
 
 def page_of(density: Density, tmp_path, **options) -> Page:
-    path = report(density, tmp_path / "report.html", progress=False, **options)
+    path = density.report(tmp_path / "report.html", progress=False, **options)
     return Page(path.read_text(encoding="utf-8"))
 
 
