@@ -126,11 +126,13 @@ def save(figure: Figure, path: str | Path | None, dpi: int = DPI) -> Figure:
 
     Raises
     ------
-    FormatError, StoreError
+    FormatError, SettingsError, StoreError
     """
     if path is None:
         return figure
     check_picture_name(path)
+    if not 20 <= dpi <= 2400:
+        raise SettingsError(f"dpi {dpi!r} is out of range; give 20 to 2400")
     target = Path(path)
     kind = target.suffix.lower()[1:]
     temporary = target.with_name(f".{os.getpid()}.{target.name}")

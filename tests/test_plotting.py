@@ -360,6 +360,7 @@ def test_any_normal_and_beyond_the_field(density):
         ({"column": "triple"}, "'single', 'double'"),
         ({"limits": {"mean": (1.0, 0.0)}}, "lower and upper end"),
         ({"kind": "movie"}, "'movie'"),
+        ({"dpi": 0}, "20 to 2400"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_a_line(density, tmp_path, options, match):
