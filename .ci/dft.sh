@@ -7,15 +7,5 @@ python=${1:?usage: .ci/dft.sh PYTHON}
 python=$(command -v "$python") || { echo "no such python: $1" >&2; exit 1; }
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 cd "$(dirname "$0")/.."
-debian=(libxc-dev libopenblas-dev quantum-espresso)
-
-if ! dpkg -s "${debian[@]}" > /dev/null 2>&1; then
-    if [[ $(id -u) == 0 ]] && command -v apt-get > /dev/null; then
-        export DEBIAN_FRONTEND=noninteractive
-        apt-get update -qq
-        apt-get install -y -qq --no-install-recommends "${debian[@]}" > /dev/null
-    else
-        echo "not installed, and this is not root on Debian: ${debian[*]}" >&2
-    fi
-fi
+.ci/debian.sh libxc-dev libopenblas-dev quantum-espresso
 "$python" -m pip install --quiet --constraint constraints.txt --editable ".[test,dask,dft]"
