@@ -94,7 +94,7 @@ class StepBar:
     def __init__(self, shown: bool, name: str = "train") -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(desc=name, unit="step", disable=not shown, mininterval=1.0)
+        self._bar = tqdm(desc=name, unit="step", disable=None if shown else True, mininterval=1.0)
 
     def __enter__(self) -> StepBar:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -43,6 +44,7 @@ def _common(parser: argparse.ArgumentParser, kind: str, **fixed: Any) -> None:
     parser.add_argument("--a", type=float, metavar="ANGSTROM", help="lattice constant (tabulated ones)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="*.xyz, *.cif, POSCAR, or what else ASE writes")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
+    parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(run=run, kind=kind, **fixed)
 
 
@@ -61,6 +63,9 @@ def run(options: Options) -> None:
     except Exception as error:  # each of ASE's many writers fails in its own way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FormatError(f"{out} cannot be written: {reason}; give another format, for instance *.xyz") from None
+    if options.json:
+        print(json.dumps({"file": str(out), "n_atoms": len(atoms), "text": describe(atoms)}))
+        return
     print(f"{out}: {describe(atoms)}")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +21,7 @@ from gpurho.metrics import coverage, spearman
 from gpurho.peratom import per_atom
 from gpurho.pipelines.evaluate import choose_snapshots
 from gpurho.pipelines.predict import predict
+from gpurho.pipelines.traincommands import CALIBRATION_POINTS
 from gpurho.trainingset import sample_points
 from gpurho.truststats import fit_trust
 
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gpurho.model import DensityModel
-
-POINTS = 10_000
-"""Grid points drawn from every snapshot."""
 
 INTEGRAL_SNAPSHOTS = 6
 """Most snapshots that are predicted whole for the error bars of integrals."""
@@ -86,7 +82,7 @@ def calibrate(
     train: str | Sequence[int] | None = "train",
     refit: bool = False,
     noise: str = "learned",
-    points: int = POINTS,
+    points: int = CALIBRATION_POINTS,
     seed: int = 0,
     overwrite: bool = False,
     known: Sequence[Dataset | str | os.PathLike[str]] = (),
@@ -224,55 +220,6 @@ def _points(
         torch.from_numpy(np.concatenate([d for _, d in drawn])),
         groups,
     )
-
-
-# -- command line -----------------------------------------------------------------------------------------------
-
-
-def add_parser(commands: Any) -> None:
-    """The command ``gpurho calibrate``."""
-    parser = commands.add_parser("calibrate", help="calibrate the error bars of a trained model on held-out snapshots")
-    parser.add_argument("model", help="name of a shipped model, or a file")
-    parser.add_argument("dataset", type=Path, help="HDF5 data set")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model file to write")
-    parser.add_argument(
-        "--snapshots", default="validation", metavar="WHICH", help="held out: validation, or numbers: 0,3"
-    )
-    parser.add_argument(
-        "--train", default="train", metavar="WHICH", help="that the last layer is fitted to: train, numbers, or none"
-    )
-    parser.add_argument("--refit", action="store_true", help="take the last layer's posterior mean for its weights")
-    parser.add_argument(
-        "--noise", default="learned", choices=("learned", "constant"), help="of the last layer's labels"
-    )
-    parser.add_argument("--points", type=int, default=POINTS, metavar="N", help="of every snapshot (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument(
-        "--known", type=Path, action="append", default=[], metavar="FILE", help="more data it was trained on, for trust"
-    )
-    parser.add_argument("--trust-only", action="store_true", help="note the training atoms; all else stays")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output")
-    parser.add_argument("--json", action="store_true", help="as JSON")
-    parser.set_defaults(run=_run)
-
-
-def _run(options: argparse.Namespace) -> None:
-    train = None if options.train == "none" else snapshot_names(options.train)
-    found = calibrate(
-        options.model,
-        options.dataset,
-        options.out,
-        snapshots=snapshot_names(options.snapshots),
-        train=train,
-        refit=options.refit,
-        noise=options.noise,
-        points=options.points,
-        seed=options.seed,
-        overwrite=options.overwrite,
-        known=options.known,
-        trust_only=options.trust_only,
-    )
-    print(json.dumps(found.to_dict()) if options.json else found)
 
 
 def snapshot_names(text: str) -> str | list[int]:

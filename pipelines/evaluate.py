@@ -179,7 +179,7 @@ def evaluate(
     use, indices = choose_snapshots(trained, data, snapshots)
     evaluator = trained.evaluator(device, precision, uncertainty, samples, seed)
     results, points = [], []
-    for i in tqdm(indices, desc="evaluate", unit="snapshot", disable=not progress):
+    for i in tqdm(indices, desc="evaluate", unit="snapshot", disable=None if progress else True):
         snapshot = data[i]
         fields = predict_fields(trained, evaluator, snapshot)
         sigmas = (fields[1], fields[2]) if len(fields) == 3 else (None, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +51,10 @@ class LabelRun:
     failures: dict[int, str]
     duplicates: int
     seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {**vars(self), "out": str(self.out)}
 
     def __str__(self) -> str:
         text = f"{self.out}: {self.computed} labels computed in {self.seconds:.0f} s, {self.found} were there"
@@ -260,6 +265,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="calculations at once (default: one for each core)")
     parser.add_argument("--retry-failed", action="store_true", help="try again what failed before")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--json", action="store_true", help="as JSON")
     add_settings(parser)
     parser.set_defaults(run=run, kept="finished labels are safe: run the same command again to go on")
 
@@ -278,5 +284,5 @@ def run(options: argparse.Namespace) -> int:
         retry_failed=options.retry_failed,
         progress=not options.quiet,
     )
-    print(result)
+    print(json.dumps(result.to_dict()) if options.json else result)
     return 1 if result.failures else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from itertools import count
@@ -52,6 +53,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--family", help="name recorded with each snapshot")
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--json", action="store_true", help="as JSON")
     add_settings(parser)
     parser.set_defaults(run=run)
 
@@ -146,6 +148,9 @@ def run(options: argparse.Namespace) -> int:
             kept.rescue()
             raise
     kept.clear()
+    if options.json:
+        print(json.dumps({"file": str(options.out), **result.to_dict()}))
+        return 0
     print(result)
     print(f"wrote {len(result.snapshots)} snapshots to {options.out}")
     return 0

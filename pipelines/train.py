@@ -78,6 +78,11 @@ class TrainResult:
         """The first of `reports`."""
         return self.reports[0] if self.reports else None
 
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        reports = [report.to_dict() for report in self.reports]
+        return {"out": str(self.path), "seconds": self.seconds, "epochs": self.history, "reports": reports}
+
     def __str__(self) -> str:
         used = [sum(len(getattr(s, use)) for s in self.splits) for use in ("train", "validation", "test")]
         counts = f"{used[0]} training, {used[1]} validation, {used[2]} test snapshots"
@@ -250,7 +255,7 @@ def learn_channels(
         if record["identity"] == json.loads(json.dumps(identity)):
             return record["contraction"]
     snapshots = [d[i] for d, s in zip(data, splits, strict=True) for i in s.train]
-    with tqdm(desc="radial channels", unit="epoch", total=CHANNEL_EPOCHS, disable=not progress) as bar:
+    with tqdm(desc="radial channels", unit="epoch", total=CHANNEL_EPOCHS, disable=None if progress else True) as bar:
         fit = fit_contraction(
             snapshots,
             spec,

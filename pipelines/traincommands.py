@@ -1,4 +1,4 @@
-"""The commands ``gpurho train`` and ``gpurho transfer``."""
+"""The commands ``gpurho train``, ``gpurho transfer`` and ``gpurho calibrate``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 
 from gpurho.errors import SettingsError
 
+CALIBRATION_POINTS = 10_000
+"""Grid points drawn from every snapshot by ``gpurho calibrate``."""
+
 AGAIN = "run the same command again to go on from the last checkpoint"
 
 
 def add_parser(commands: Any) -> None:
-    """Both commands."""
+    """All three commands."""
     train = commands.add_parser("train", help="train a model on data sets")
     train.add_argument("datasets", type=Path, nargs="+", metavar="dataset", help="HDF5 data sets")
     train.add_argument("--out", type=Path, required=True, metavar="FILE", help="model file to write")
@@ -35,9 +38,37 @@ def add_parser(commands: Any) -> None:
     transfer.add_argument("--guide", action="store_true", help="compare data sets of growing cells; train nothing")
     transfer.add_argument("--model", help="with --guide: compare the features of this model")
     transfer.add_argument("--points", type=int, default=20_000, metavar="N", help="with --guide: of each (%(default)s)")
-    transfer.add_argument("--json", action="store_true", help="with --guide: as JSON")
     _add_run(transfer)
     transfer.set_defaults(run=_transfer, kept=AGAIN)
+    _add_calibrate(commands)
+
+
+def _add_calibrate(commands: Any) -> None:
+    parser = commands.add_parser("calibrate", help="calibrate the error bars of a trained model on held-out snapshots")
+    parser.add_argument("model", help="name of a shipped model, or a file")
+    parser.add_argument("dataset", type=Path, help="HDF5 data set")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="model file to write")
+    parser.add_argument(
+        "--snapshots", default="validation", metavar="WHICH", help="held out: validation, or numbers: 0,3"
+    )
+    parser.add_argument(
+        "--train", default="train", metavar="WHICH", help="that the last layer is fitted to: train, numbers, or none"
+    )
+    parser.add_argument("--refit", action="store_true", help="take the last layer's posterior mean for its weights")
+    parser.add_argument(
+        "--noise", default="learned", choices=("learned", "constant"), help="of the last layer's labels"
+    )
+    parser.add_argument(
+        "--points", type=int, default=CALIBRATION_POINTS, metavar="N", help="of every snapshot (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument(
+        "--known", type=Path, action="append", default=[], metavar="FILE", help="more data it was trained on, for trust"
+    )
+    parser.add_argument("--trust-only", action="store_true", help="note the training atoms; all else stays")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.set_defaults(run=_calibrate)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +81,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-resume", action="store_true", help="do not go on from a checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished model")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -81,7 +113,7 @@ def _train(options: argparse.Namespace) -> None:
         result = train(options.datasets, options.out, **_run_options(options))
     except TypeError as error:
         raise SettingsError(f"{error}; see gpurho train --help") from None
-    print(result)
+    print(json.dumps(result.to_dict()) if options.json else result)
 
 
 def _transfer(options: argparse.Namespace) -> None:
@@ -109,7 +141,28 @@ def _transfer(options: argparse.Namespace) -> None:
         )
     except TypeError as error:
         raise SettingsError(f"{error}; see gpurho transfer --help") from None
-    print(result)
+    print(json.dumps(result.to_dict()) if options.json else result)
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from gpurho.pipelines.calibrate import calibrate, snapshot_names
+
+    train = None if options.train == "none" else snapshot_names(options.train)
+    found = calibrate(
+        options.model,
+        options.dataset,
+        options.out,
+        snapshots=snapshot_names(options.snapshots),
+        train=train,
+        refit=options.refit,
+        noise=options.noise,
+        points=options.points,
+        seed=options.seed,
+        overwrite=options.overwrite,
+        known=options.known,
+        trust_only=options.trust_only,
+    )
+    print(json.dumps(found.to_dict()) if options.json else found)
 
 
 def assignment(text: str) -> tuple[str, Any]:
