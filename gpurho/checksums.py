@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from gpurho.hdf5guard import array_of
+
 ATTRIBUTE = "crc32"
 HDF5_FORMAT = ("v110", "v110")
 """Format of the files that are written, the first whose tables carry checksums; for ``libver`` of h5py."""
@@ -27,11 +29,14 @@ def put(group: Any, name: str, data: Any, **options: Any) -> Any:
 
 
 def get(group: Any, name: str) -> Any:
-    """Read all of an array; raises `OSError`, as HDF5 does for damage, where it does not match its checksum."""
-    dataset = group[name]
+    """Read all of an array; raises `OSError`, as HDF5 does for damage, where it does not match its checksum.
+
+    Also where it lies in another file or claims more than is stored (`gpurho.hdf5guard`).
+    """
+    dataset = array_of(group, name)
     values = dataset[()]
     wanted = dataset.attrs.get(ATTRIBUTE)
-    if wanted is not None and int(wanted) != _sum(values):
+    if wanted is not None and not (isinstance(wanted, np.integer) and int(wanted) == _sum(values)):
         raise OSError(f"{dataset.name} does not match its checksum")
     return values
 

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from gpurho.checksums import HDF5_FORMAT, get, put, put_text
 from gpurho.errors import DatasetError, GridError, StructureError
 from gpurho.grid import Grid
+from gpurho.hdf5guard import DAMAGE, own
 from gpurho.structure import Structure
 from gpurho.units import PER_BOHR3
 
@@ -93,6 +94,11 @@ class Snapshot:
             raise DatasetError(
                 f"{where}: density has {int((~np.isfinite(self.density)).sum())} values that are not finite"
             )
+        bad = [
+            name for name, array in self.arrays.items() if array.dtype.kind not in "iuf" or not np.isfinite(array).all()
+        ]
+        if bad:
+            raise DatasetError(f"{where}: {bad[0]} has values that are not finite numbers")
         if not (np.isfinite(self.electrons) and self.electrons > 0):
             raise DatasetError(f"{where}: electrons is {self.electrons!r}; a positive number is expected")
         integral = float(self.density.sum(dtype=np.float64)) * self.grid.dv
@@ -129,8 +135,10 @@ class Dataset(Sequence[Snapshot]):
         where = f"{self.path}: {name}"
         try:
             with h5py.File(self.path, "r") as file:
-                return self._read(file[name], where)
-        except (OSError, RuntimeError, KeyError) as error:
+                return self._read(own(file, name), where)
+        except DatasetError:
+            raise
+        except DAMAGE as error:
             raise DatasetError(f"{where}: cannot be read ({_reason(error)})") from None
 
     def __iter__(self) -> Iterator[Snapshot]:
@@ -149,8 +157,8 @@ class Dataset(Sequence[Snapshot]):
 
         try:
             with h5py.File(self.path, "r") as file:
-                return what(file[self._groups[index]])
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+                return what(own(file, self._groups[index]))
+        except DAMAGE as error:
             raise DatasetError(f"{self.path}: {self._groups[index]}: cannot be read ({_reason(error)})") from None
 
     def fingerprint(self) -> str:
@@ -166,9 +174,9 @@ class Dataset(Sequence[Snapshot]):
         import h5py
 
         for name in ("positions", "cell", "numbers", "density"):
-            if not isinstance(group.get(name), h5py.Dataset):
+            if not isinstance(group, h5py.Group) or name not in group:
                 raise DatasetError(f"{where}: has no data set {name!r}")
-        shape = group["density"].shape
+        shape = own(group, "density").shape
         if len(shape) != 3 or not 0 < int(np.prod([float(n) for n in shape])) <= MAX_POINTS:
             raise DatasetError(
                 f"{where}: density has shape {shape}; three axes and at most {MAX_POINTS} points are expected"
@@ -185,7 +193,7 @@ class Dataset(Sequence[Snapshot]):
             density = (density.astype(np.float64) * self._scale).astype(np.float32)
         try:
             structure = Structure(get(group, "positions"), get(group, "numbers"), get(group, "cell"), pbc)
-            arrays = {name: get(group, name) for name in EXTRAS if isinstance(group.get(name), h5py.Dataset)}
+            arrays = {name: get(group, name) for name in EXTRAS if name in group}
             snapshot = Snapshot(structure, density, float(electrons), meta, arrays)
             snapshot.check(where)
         except (StructureError, GridError) as error:
@@ -208,7 +216,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
         with h5py.File(where, "r") as file:
             kind = file.attrs.get("format")
             if kind is None:
-                groups = sorted(n for n in file if n.startswith("snapshot_") and isinstance(file[n], h5py.Group))
+                groups = sorted(n for n in file if n.startswith("snapshot_"))
                 scale = PER_BOHR3
             else:
                 if isinstance(kind, bytes):
@@ -220,10 +228,12 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
                     raise DatasetError(
                         f"{where}: format_version {version} is newer than {FORMAT_VERSION}; upgrade gpurho"
                     )
-                root = file.get("snapshots")
+                root = own(file, "snapshots") if "snapshots" in file else None
                 groups = [f"snapshots/{n}" for n in sorted(root)] if isinstance(root, h5py.Group) else []
                 scale = 1.0
-    except (OSError, RuntimeError, KeyError) as error:
+    except DatasetError:
+        raise
+    except DAMAGE as error:
         raise DatasetError(f"{where}: cannot be read as HDF5 ({_reason(error)})") from None
     if not groups:
         raise DatasetError(f"{where}: has no snapshots; expected groups snapshots/NNNNNN or snapshot_NNN")

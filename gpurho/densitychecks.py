@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,9 @@ from numpy.typing import NDArray
 
 from gpurho.checksums import get
 from gpurho.errors import StoreError
-from gpurho.fields import NAMES
+from gpurho.fields import NAMES, Correction, Totals
+from gpurho.hdf5guard import DAMAGE, array_of
 from gpurho.virtual import ShardedFields
-
-DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError)
-"""What h5py raises for files that are damaged."""
 
 
 def damage_error(path: Path, error: Exception) -> StoreError:
@@ -27,6 +27,26 @@ def damage_error(path: Path, error: Exception) -> StoreError:
 def values_of(h5: Any, shards: ShardedFields | None, name: str, key: Any) -> NDArray[Any]:
     """A part of an array, wherever it lies."""
     return shards.read(name, key) if shards is not None and name in NAMES else np.asarray(h5[name][key])
+
+
+def checked_field(h5: Any, name: str, shape: Sequence[int], sized: bool) -> Any:
+    """The data set of a field; `sized` also compares what it claims with what is stored.
+
+    Raises
+    ------
+    OSError, KeyError, ValueError
+        For another shape or type, or what `gpurho.hdf5guard` refuses.
+    """
+    stored = array_of(h5, name) if sized else h5[name]
+    if stored.shape != tuple(shape) or stored.dtype.kind != "f":
+        raise ValueError(f"{name} has shape {stored.shape} of {stored.dtype} on a grid of shape {tuple(shape)}")
+    return stored
+
+
+def check_sums(totals: Totals, correction: Correction) -> None:
+    """Raise ValueError where the sums of a field are not finite."""
+    if not (totals.finite and math.isfinite(correction.scale) and math.isfinite(correction.shift)):
+        raise ValueError("its sums are not finite")
 
 
 def damaged_tile(h5: Any, shards: ShardedFields | None, name: str, key: Any) -> str:

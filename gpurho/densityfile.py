@@ -44,10 +44,11 @@ from numpy.typing import NDArray
 
 from gpurho.checksums import HDF5_FORMAT, get, get_text, put, put_text
 from gpurho.density import Density, region_grid
-from gpurho.densitychecks import DAMAGE, damage_error, damaged_tile, values_of
+from gpurho.densitychecks import check_sums, checked_field, damage_error, damaged_tile, values_of
 from gpurho.errors import OutputExistsError, SettingsError, StoreError
 from gpurho.fields import NAMES, Box, Correction, LazyField, Totals
 from gpurho.grid import Grid
+from gpurho.hdf5guard import DAMAGE
 from gpurho.journal import first_difference
 from gpurho.keep import Keep, Piece, kept_planes, pieces_of, plane_name, shifted
 from gpurho.kept import COLUMNS as ATOM_COLUMNS
@@ -242,7 +243,7 @@ def _read_trust(h5: Any) -> Trust | None:
     if "trust" not in h5:
         return None
     group = h5["trust"]
-    return Trust.from_parts(group["per_atom"][()], group["why"][()], json.loads(get_text(group, "summary")))
+    return Trust.from_parts(get(group, "per_atom"), get(group, "why"), json.loads(get_text(group, "summary")))
 
 
 def _open_h5(path: Path) -> Any:
@@ -333,7 +334,10 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
     def lazy(name: str, factors: tuple[int, ...] = (1, 1, 1)) -> LazyField | None:
         if name not in h5:
             return None
-        c = h5[name].chunks or tuple(
+        # Of a region only a part is stored, and of shards nothing here.
+        sized = region is None and (shards is None or name not in NAMES)
+        stored = checked_field(h5, name, [n // f for n, f in zip(grid.shape, factors, strict=True)], sized)
+        c = stored.chunks or tuple(
             min(int(t), n) for t, n in zip(h5["tiles"].attrs["tile_shape"], grid.shape, strict=True)
         )
         first = [lo // f for lo, f in zip(low, factors, strict=True)]
@@ -372,6 +376,8 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
     kind = get_text(h5, "conserve")
     correction = Correction(None if kind == "none" else kind, float(h5.attrs["scale"]), float(h5.attrs["shift"]))
     info = {**json.loads(bytes(get(h5, "provenance"))), "region": region}
+    totals = Totals.merged(rows)
+    check_sums(totals, correction)
     mean = lazy("mean")
     if mean is None and keep.field:
         raise KeyError("dataset 'mean' is missing")
@@ -381,7 +387,7 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
         mean,
         lazy("aleatoric"),
         lazy("epistemic"),
-        totals=Totals.merged(rows),
+        totals=totals,
         errors=get(h5, "tiles/errors") if "errors" in h5["tiles"] else None,
         correction=correction,
         info=info,

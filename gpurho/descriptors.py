@@ -311,8 +311,8 @@ class Environment:
         array = real_array(points)
         if array is None or array.ndim != 2 or array.shape[1] != 3 or not (np.abs(array) <= MAX_COORDINATE).all():
             raise GridError(
-                f"points of shape {getattr(array, 'shape', None)} are not finite (n_points, 3) coordinates in angstrom, none beyond"
-                f" {MAX_COORDINATE:.0e}"
+                f"points of shape {getattr(array, 'shape', None)} are not finite (n_points, 3) coordinates in angstrom,"
+                f" none beyond {MAX_COORDINATE:.0e}"
             )
         return self._features(array, point_batches(array), array, out)
 

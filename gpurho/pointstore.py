@@ -177,13 +177,27 @@ class PointStore:
         store = object.__new__(cls)
         store.n_features, store.path, store._memory, store._parts = n_features, Path(path), None, []
         try:
-            with np.load(store._record) as record:
+            with open(store._record, "rb") as file, np.load(file, allow_pickle=False) as record:
                 if str(record["key"]) != key:
                     return None
+                counts, n = np.atleast_1d(record["counts"]), os.path.getsize(path) // (4 * n_features)
                 store.density, store.weights = record["density"], record["weights"]
-                store.counts, store._crc = record["counts"].tolist(), int(record["crc32"])
+                if counts.dtype.kind not in "iu" or counts.min(initial=0) < 0 or counts.sum() != n:
+                    return None
+                if store.density.shape != (n,) or store.weights.shape != (n,):
+                    return None
+                store.counts, store._crc = counts.tolist(), int(record["crc32"])
             complete = os.path.getsize(path) == len(store) * n_features * 4 and store._crc_on_disk() == store._crc
-        except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            TypeError,
+            NotImplementedError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ):
             return None
         return store if complete else None
 

@@ -53,7 +53,8 @@ class Structure:
                 given = np.asarray(getattr(self, name))
                 if given.dtype.kind == "c":
                     raise TypeError("it has complex numbers")
-                value = np.array(given, dtype=dtype, order="C")
+                with np.errstate(invalid="ignore"):
+                    value = np.array(given, dtype=dtype, order="C")
             except (TypeError, ValueError, OverflowError) as error:
                 raise StructureError(f"{name} cannot be read as an array of {dtype.__name__}: {error}") from None
             # Number 13.5 must not become 13 in silence.

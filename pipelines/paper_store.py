@@ -55,7 +55,8 @@ class Results:
                 values = json.loads(self.path.read_text())
                 known = values["format"] == FORMAT and values["format_version"] <= FORMAT_VERSION
                 entries = values["entries"]
-            except (ValueError, KeyError, TypeError, OSError):
+                known = known and all({"values", "arrays"} <= set(entry) for entry in entries.values())
+            except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
                 known, entries = False, {}
             if not known:
                 raise StoreError(f"{self.path} is no list of results of this version; give another folder")
@@ -71,7 +72,7 @@ class Results:
         path = self._arrays_path(key)
         if key not in self.entries or not path.is_file():
             return {}
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
 
     def make(self, key: str, compute: Callable[[], Made]) -> dict[str, Any]:

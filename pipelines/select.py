@@ -328,10 +328,13 @@ def _read_record(path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("format_version") != 1:
         raise StoreError(f"{path} is no record of gpurho select that this version reads; give another name")
     names = {f.name for f in fields(Candidate)}
-    candidates: dict[str, dict[str, Any]] = record["candidates"]
-    if any(set(values) != names for values in candidates.values()):
+    candidates: Any = record.get("candidates")
+    if not isinstance(candidates, dict) or any(
+        not isinstance(values, dict) or set(values) != names for values in candidates.values()
+    ):
         raise StoreError(f"{path} is damaged; give another name, or remove it to measure everything again")
-    return candidates
+    found: dict[str, dict[str, Any]] = candidates
+    return found
 
 
 def plot_selection(result: SelectionResult, path: str | os.PathLike[str] | None = None) -> Figure:
