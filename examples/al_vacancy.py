@@ -53,8 +53,8 @@ print(f"{rho.electrons_predicted:.2f} +- {rho.electrons_std:.2f} electrons predi
 # ## Pictures
 #
 # A plane through the hole, (001) and (110); a line through it along a close-packed row, with three sigmas to
-# either side. The lower panel has the band on a scale of its own: it widens in the hole, and most of that is
-# epistemic.
+# either side. The lower panel has the band on a scale of its own: it widens around the hole, and its epistemic
+# part is widest in it.
 
 # %%
 edge = atoms.cell[0, 0]

@@ -68,8 +68,8 @@ for name, report in reports.items():
     print(f"{name:5}   {total['l1_per_electron']:15.2%}   {total['rmse']:16.5f}   {share}")
 
 # %% [markdown]
-# Eight times the labels make the L1 error a third smaller. The error bars of the small model say what they mean
-# almost as well as those of the large one, except in its tails: one snapshot to calibrate on knows little of
+# Eight times the labels make the L1 error smaller by a third or more. The error bars of the small model say
+# what they mean almost as well as those of the large one, except in its tails: one snapshot to calibrate on knows little of
 # rare, large errors.
 #
 # ## Where does it err?

@@ -42,7 +42,7 @@ def test_vacancy(tmp_path):
     assert abs(results["electrons"] - results["valence"]) < 3 * results["electrons_std"]
     assert results["electrons_std"] < 1.0
     # The model has seen no vacancy, and says so.
-    assert results["epistemic_in_the_hole"] > 2 * results["epistemic_in_the_bulk"]
+    assert results["epistemic_in_the_hole"] > 1.5 * results["epistemic_in_the_bulk"]
     assert 0.5 < results["electrons_in_the_hole"] < 2.0
     # The nearest neighbours of the hole are 2.86 angstrom away.
     assert results["distance_of_the_least_sure"] < 3.5
@@ -57,7 +57,7 @@ def test_composition(tmp_path):
     for electrons, error in zip(results["electrons"], results["electrons_std"], strict=True):
         assert abs(electrons - 256) < 3 * error
     # Trained at equal parts: pure elements are farther than a quarter of the other element.
-    assert min(sigma[0], sigma[-1]) > 2 * sigma[shares.index(0.5)]
+    assert min(sigma[0], sigma[-1]) > 1.5 * sigma[shares.index(0.5)]
     assert sum(bond[0] for bond in results["bonds"].values()) == 128
     for _, mean, spread, error in results["bonds"].values():
         assert 0.4 < mean < 0.65
