@@ -69,8 +69,8 @@ for name, report in reports.items():
 
 # %% [markdown]
 # Eight times the labels make the L1 error smaller by a third or more. The error bars of the small model say
-# what they mean almost as well as those of the large one, except in its tails: one snapshot to calibrate on knows little of
-# rare, large errors.
+# what they mean almost as well as those of the large one, except in its tails: one snapshot to
+# calibrate on knows little of rare, large errors.
 #
 # ## Where does it err?
 #
