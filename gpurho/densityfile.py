@@ -56,6 +56,7 @@ from gpurho.kept import Histogram, Kept, SumStore
 from gpurho.partition import Tile, TileSet
 from gpurho.structure import Structure
 from gpurho.trust import Trust
+from gpurho.truststore import read_trust, write_trust
 from gpurho.virtual import ShardedFields, check_heaps, is_sharded, refuse_external
 
 FORMAT = "gpurho-density"
@@ -196,7 +197,7 @@ def write_tables(
     if sums is not None:
         _write_sums(h5, sums)
     if trust is not None:
-        _write_trust(h5, trust)
+        write_trust(h5, trust)
     group.attrs["tile_shape"] = np.asarray(tiles.tile_shape)
     put_text(h5, "conserve", correction.kind or "none")
     h5.attrs["scale"] = correction.scale
@@ -221,29 +222,6 @@ def _write_sums(h5: Any, sums: SumStore) -> None:
         )
         put_text(table, "columns", json.dumps(ATOM_COLUMNS[: sums.atoms.shape[1]]))
         put_text(table, "unit", "e/angstrom^3 and its square, [0] * 2^-32 + [1] * 2^-72")
-
-
-def _write_trust(h5: Any, trust: Trust) -> None:
-    group = h5.create_group("trust")
-    for name, values in (("per_atom", trust.per_atom), ("why", trust.why)):
-        group.create_dataset(
-            name,
-            data=values,
-            chunks=(min(len(values), 1 << 16),),
-            shuffle=True,
-            compression="gzip",
-            compression_opts=1,
-            track_times=False,
-        )
-    put_text(group["per_atom"], "unit", "distance from the training atoms, 1 where these end")
-    put_text(group, "summary", json.dumps(trust.summary()))
-
-
-def _read_trust(h5: Any) -> Trust | None:
-    if "trust" not in h5:
-        return None
-    group = h5["trust"]
-    return Trust.from_parts(get(group, "per_atom"), get(group, "why"), json.loads(get_text(group, "summary")))
 
 
 def _open_h5(path: Path) -> Any:
@@ -394,7 +372,7 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
         close=close,
         kept=kept,
     )
-    density.trust = _read_trust(h5)
+    density.trust = read_trust(h5)
     return density
 
 

@@ -101,14 +101,6 @@ class Samples:
     trajectories: list[Decorrelation]
     warnings: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values for JSON, without the snapshots."""
-        rows = [
-            {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in vars(t).items()}
-            for t in self.trajectories
-        ]
-        return {"snapshots": len(self.snapshots), "trajectories": rows, "warnings": list(self.warnings)}
-
     def __str__(self) -> str:
         head = "  T set [K]   T measured   steps apart   correlation of forces   (noise)"
         rows = [

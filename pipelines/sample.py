@@ -149,7 +149,9 @@ def run(options: argparse.Namespace) -> int:
             raise
     kept.clear()
     if options.json:
-        print(json.dumps({"file": str(options.out), **result.to_dict()}))
+        known = [{n: v for n, v in vars(t).items() if v == v} for t in result.trajectories]  # no NaN
+        found = {"snapshots": len(result.snapshots), "trajectories": known, "warnings": list(result.warnings)}
+        print(json.dumps({"file": str(options.out), **found}))
         return 0
     print(result)
     print(f"wrote {len(result.snapshots)} snapshots to {options.out}")

@@ -47,6 +47,7 @@ LAYERS = [
     {
         "density",
         "densityfile",
+        "truststore",
         "densitychecks",
         "journal",
         "store",

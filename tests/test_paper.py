@@ -13,7 +13,7 @@ from gpurho.datasets import Snapshot, open_dataset, write_dataset
 from gpurho.dft.base import DFTSettings, Energies, KMesh
 from gpurho.errors import SettingsError, StoreError
 from gpurho.fieldstats import DENSITY_EDGES, LEVELS, SIGMA_EDGES, FieldCounts
-from gpurho.pipelines import paper as paper_module
+from gpurho.pipelines import papercommands
 from gpurho.pipelines.paper import paper
 from gpurho.pipelines.paper_sets import PAPER_ROWS, SETS, find_tests, label_seconds, paper_numbers
 from gpurho.pipelines.paper_store import Results, entry_key
@@ -318,7 +318,7 @@ def test_wrong_use_is_refused_before_any_work(folder, tmp_path):
     with pytest.raises(SettingsError, match="snapshots 0"):
         run(folder, tmp_path / "out", small_model(), snapshots=0)
     with pytest.raises(SettingsError, match="NAME=FILE"):
-        paper_module._pairs("--models", ["al"])
+        papercommands._pairs("--models", ["al"])
     assert not (tmp_path / "out").exists()
 
 
