@@ -7,7 +7,7 @@ separate checks of neighbours, composition and volume. Neither needs a predictio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +164,11 @@ class Trust:
 
 
 def trust_of(
-    structure: Structure, model: DensityModel, device: str = "cpu", wanted: NDArray[np.bool_] | None = None
+    structure: Structure,
+    model: DensityModel,
+    device: str = "cpu",
+    wanted: NDArray[np.bool_] | None = None,
+    tick: Callable[[int], None] | None = None,
 ) -> Trust:
     """Compare a structure with the training data of a model.
 
@@ -179,6 +183,8 @@ def trust_of(
         Where descriptors are computed.
     wanted : (n_atoms,) bool array, optional
         Atoms to look at; all by default.
+    tick : callable, optional
+        Told the atoms of each batch that is done.
 
     Raises
     ------
@@ -207,6 +213,8 @@ def trust_of(
         around = batches.surroundings(points, stats.shell)
         for name in ("nearest", "coordination", "bond"):
             getattr(shells, name)[atoms] = getattr(around, name)
+        if tick is not None:
+            tick(len(atoms))
     return _judged(structure, inputs.species, per_atom, shells, stats, model.spec.species)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise, product
 
 import numpy as np
@@ -78,6 +78,22 @@ def coarsened(density: Density, factors: int | Sequence[int]) -> Density:
         )
     fields = [_block_means(field, blocks, root=name != "mean") for name, field in raw.items()]
     return _made(density, coarse_grid(density.grid, blocks), fields)
+
+
+def watched(density: Density, tick: Callable[[int], None]) -> Density:
+    """The density with `tick` told how many values are read of it; it must have its full field and stay open."""
+
+    def told(field: Field) -> LazyField:
+        def read(box: Box) -> NDArray[np.float32]:
+            values = np.asarray(field[box])
+            tick(values.size)
+            return values
+
+        chunks = field.chunks if isinstance(field, LazyField) else (BLOCK, BLOCK, BLOCK)
+        i, j, k = field.shape
+        return LazyField(read, (i, j, k), chunks, field.phase if isinstance(field, LazyField) else (0, 0, 0))
+
+    return _made(density, density.grid, [told(field) for field in _raw(density).values()])
 
 
 def _raw(density: Density) -> dict[str, Field]:

@@ -60,6 +60,7 @@ def _convert(options: argparse.Namespace) -> None:
         options.overwrite,
         region=None if i is None else (i[0:2], i[2:4], i[4:6]),
         coarse=None if options.coarse is None else blocks_of(options.coarse),
+        progress=True,
     )
     note = CHGCAR_NOTE if kind_of(path) == "chgcar" else None
     if options.json:

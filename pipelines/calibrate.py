@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from gpurho.atomerrors import atom_errors
 from gpurho.calibration import calibrate as fit_factors
@@ -87,6 +88,7 @@ def calibrate(
     overwrite: bool = False,
     known: Sequence[Dataset | str | os.PathLike[str]] = (),
     trust_only: bool = False,
+    progress: bool = False,
 ) -> Calibration:
     """Fit the posterior of the last layer, calibrate "analytic" and "last-layer" error bars, note the training atoms.
 
@@ -112,6 +114,8 @@ def calibrate(
         More data that the model was trained on, for `gpurho.trust`: all snapshots of each.
     trust_only : bool
         Note the training atoms and leave all else as it is.
+    progress : bool
+        A progress bar, if standard error is a terminal.
 
     Raises
     ------
@@ -139,7 +143,16 @@ def calibrate(
         return Calibration(trained, path, [], {}, text)
     text = Calibration.trust
     _, held = choose_snapshots(trained, data, snapshots)
-    features, density, groups = _points(trained, data, held, points, seed)
+    whole = held[:: -(-len(held) // INTEGRAL_SNAPSHOTS)]
+    n_fitted = 0 if train is None else len(choose_snapshots(trained, data, train)[1])
+    # Two kinds of error bars, each with snapshots that are predicted whole.
+    total = len(held) + n_fitted + 2 * len(whole)
+    bar = tqdm(total=total, desc="calibrate", unit="snapshot", leave=False, disable=None if progress else True)
+
+    def tick() -> None:
+        bar.update()
+
+    features, density, groups = _points(trained, data, held, points, seed, tick)
     if train is not None:
         _, fitted = choose_snapshots(trained, data, train)
         both = sorted(set(fitted) & set(held))
@@ -147,7 +160,7 @@ def calibrate(
             raise DatasetError(f"snapshots {both} are both fitted to and held out; name them apart")
         trained = fit_last_layer(
             trained,
-            *_points(trained, data, fitted, points, seed)[:2],
+            *_points(trained, data, fitted, points, seed, tick)[:2],
             held_out=HeldOut(features, density),
             noise=noise,
             refit=refit,
@@ -161,7 +174,8 @@ def calibrate(
         error = (mean - density).numpy()
         sigma = sum(part.double().square() for part in (aleatoric, epistemic) if part is not None) ** 0.5
         figures[kind] = (coverage(error, sigma), spearman(np.abs(error), sigma))
-        trained = with_correlation_volume(trained, data, held[:: -(-len(held) // INTEGRAL_SNAPSHOTS)], kind)
+        trained = with_correlation_volume(trained, data, whole, kind, tick)
+    bar.close()
     if path is not None:
         trained.save(path)
     return Calibration(trained, path, held, figures, text)
@@ -184,11 +198,15 @@ def _with_trust(
 
 
 def with_correlation_volume(
-    model: DensityModel, data: Dataset, indices: Sequence[int], uncertainty: str
+    model: DensityModel,
+    data: Dataset,
+    indices: Sequence[int],
+    uncertainty: str,
+    tick: Callable[[], None] | None = None,
 ) -> DensityModel:
     """The model with the correlation volume of one kind of error bars, from the electrons of atoms held out.
 
-    The snapshots are predicted whole.
+    The snapshots are predicted whole; `tick` is called after each.
     """
     columns = []
     for i in indices:
@@ -202,18 +220,23 @@ def with_correlation_volume(
         assert noise.electrons_std is not None  # asked for
         common = atom_errors(rho, model) * noise.volumes
         columns.append((noise.electrons, common, noise.electrons_std**2 / grid.dv))
+        if tick is not None:
+            tick()
     volume = fit_correlation_volume(*(np.concatenate(column) for column in zip(*columns, strict=True)))
     name = "last_layer_calibration" if uncertainty == "last-layer" else "calibration_factors"
     return model.with_spec(**{name: replace(model.spec.factors(uncertainty), correlation_volume=volume)})
 
 
 def _points(
-    model: DensityModel, data: Dataset, indices: Sequence[int], points: int, seed: int
+    model: DensityModel, data: Dataset, indices: Sequence[int], points: int, seed: int, tick: Callable[[], None]
 ) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
     """Features, densities and snapshot of points drawn from some snapshots."""
     import torch
 
-    drawn = [sample_points(data[i], model.spec.descriptor, points, (seed, i)) for i in indices]
+    drawn = []
+    for i in indices:
+        drawn.append(sample_points(data[i], model.spec.descriptor, points, (seed, i)))
+        tick()
     groups = np.repeat(np.asarray(indices, np.int64), [len(d) for _, d in drawn])
     return (
         torch.from_numpy(np.concatenate([f for f, _ in drawn])),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 from gpurho.density import Density
 from gpurho.errors import OutputExistsError, SettingsError
 from gpurho.formats import holds_atoms, kind_of
-from gpurho.views import coarsened, part_of
+from gpurho.views import coarsened, part_of, watched
 
 CHGCAR_NOTE = "a CHGCAR of gpurho has no PAW augmentation occupancies: for pictures and analysis, not for ICHARG = 11"
 
@@ -38,6 +41,7 @@ def convert(
     *,
     region: Sequence[Sequence[int]] | None = None,
     coarse: int | Sequence[int] | None = None,
+    progress: bool = False,
 ) -> Path:
     """Write the density of `source` to `target`; their names say the formats.
 
@@ -56,6 +60,8 @@ def convert(
         Only this box of grid points, stops exclusive.
     coarse : int or 3 ints, optional
         Means over blocks of so many points along each axis, after `region`.
+    progress : bool
+        A progress bar, if standard error is a terminal.
 
     Returns
     -------
@@ -83,4 +89,16 @@ def convert(
         view = density if region is None else part_of(density, region)
         if coarse is not None:
             view = coarsened(view, coarse)
-        return view.write(path, field)
+        if atoms or not view.has_field:
+            return view.write(path, field)
+        n_fields = len(view.raw_fields()) if kind in ("hdf5", "vti") else 2 if field == "std" else 1
+        total = n_fields * math.prod(view.shape)
+        with tqdm(
+            total=total,
+            desc="convert",
+            unit=" values",
+            unit_scale=True,
+            leave=False,
+            disable=None if progress else True,
+        ) as bar:
+            return watched(view, lambda n: (bar.update(n), None)[1]).write(path, field)

@@ -69,7 +69,7 @@ def _run(job: Job, path: Path, resume: bool, progress: bool) -> Density:
             todo = _Work(job, folder, client)
             timing = todo.run(progress)
             correction = Correction.conserving(job.conserve, folder.totals(), job.grid.dv, job.electrons)
-            density = folder.finish(correction, job_trust(job))
+            density = folder.finish(correction, job_trust(job, progress))
         finally:
             folder.close()
     timing.total = time.perf_counter() - begin

@@ -166,7 +166,7 @@ def run_job(job: Job, out: str | Path | None = None, *, resume: bool = True, pro
     try:
         timing = _run(job, sink, progress)
         correction = Correction.conserving(job.conserve, sink.totals, job.grid.dv, job.electrons)
-        density = sink.finish(correction, job_trust(job))
+        density = sink.finish(correction, job_trust(job, progress))
         if out is not None:
             remove_shards(Path(out))  # of an output that this one replaced
     finally:

@@ -172,7 +172,7 @@ def _trust(options: argparse.Namespace) -> None:
     from gpurho.structure import as_structure
 
     atoms = read_structure(options)
-    found = trust(atoms, options.model, device=options.device)
+    found = trust(atoms, options.model, device=options.device, progress=True)
     print(json.dumps(found.to_dict()) if options.json else found)
     if options.write is not None:
         atoms = as_structure(atoms).to_ase()

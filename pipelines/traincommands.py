@@ -161,6 +161,7 @@ def _calibrate(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         known=options.known,
         trust_only=options.trust_only,
+        progress=True,
     )
     print(json.dumps(found.to_dict()) if options.json else found)
 

@@ -21,7 +21,13 @@ REGION_MARGIN = 3.0
 """Atoms this far outside of a region, angstrom, still make its density."""
 
 
-def trust(atoms: Atoms | Structure, model: str | Path | DensityModel = "auto", *, device: str = "cpu") -> Trust:
+def trust(
+    atoms: Atoms | Structure,
+    model: str | Path | DensityModel = "auto",
+    *,
+    device: str = "cpu",
+    progress: bool = False,
+) -> Trust:
     """Compare a structure with the training data of a model, without a prediction.
 
     Parameters
@@ -31,6 +37,8 @@ def trust(atoms: Atoms | Structure, model: str | Path | DensityModel = "auto", *
         As in `gpurho.predict`.
     device : str
         "cpu" or "cuda[:n]", where descriptors are computed.
+    progress : bool
+        A progress bar, if standard error is a terminal.
 
     Returns
     -------
@@ -48,16 +56,29 @@ def trust(atoms: Atoms | Structure, model: str | Path | DensityModel = "auto", *
     """
     structure = as_structure(atoms)
     found, _ = find_model(structure, model)
-    return trust_of(structure, found, device)
+    return _shown(structure, found, device, None, progress)
 
 
-def job_trust(job: Job) -> Trust | None:
+def _shown(
+    structure: Structure, model: DensityModel, device: str, wanted: NDArray[np.bool_] | None, progress: bool
+) -> Trust:
+    """The trust of a structure, with a progress bar."""
+    from tqdm import tqdm
+
+    n = len(structure) if wanted is None else int(wanted.sum())
+    with tqdm(
+        total=n, desc="trust", unit=" atoms", unit_scale=True, leave=False, disable=None if progress else True
+    ) as bar:
+        return trust_of(structure, model, device, wanted, lambda done: (bar.update(done), None)[1])
+
+
+def job_trust(job: Job, progress: bool = False) -> Trust | None:
     """The trust of what a job predicts: of all atoms, or those in and around its region; None where not known."""
     if job.model.spec.trust is None:
         return None
     wanted = None if job.region is None else _near_region(job)
     # With several workers this process may see no GPU, and must not take one from them.
-    return trust_of(job.structure, job.model, "cpu" if job.distributed else job.device, wanted)
+    return _shown(job.structure, job.model, "cpu" if job.distributed else job.device, wanted, progress)
 
 
 def _near_region(job: Job) -> NDArray[np.bool_]:
