@@ -9,6 +9,7 @@ ever. So texts have a fixed length here.
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Any
 
@@ -55,10 +56,19 @@ def get_text(owner: Any, name: str, default: str | None = None) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
+def reason_of(error: BaseException) -> str:
+    """Why h5py failed, in a few words of one line: what the system said, where it said something."""
+    if isinstance(error, OSError) and error.strerror and error.errno:
+        return error.strerror
+    text = " ".join(str(error).split())
+    found = re.search(r"error message = '([^']*)'", text)
+    return found.group(1) if found else text.strip("'\"")[:200]
+
+
 def _sum(values: Any) -> int:
     if isinstance(values, bytes):
         return zlib.crc32(values)
     return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
-__all__ = ["ATTRIBUTE", "HDF5_FORMAT", "get", "get_text", "put", "put_text"]
+__all__ = ["ATTRIBUTE", "HDF5_FORMAT", "get", "get_text", "put", "put_text", "reason_of"]

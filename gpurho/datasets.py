@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.checksums import HDF5_FORMAT, get, put, put_text
+from gpurho.checksums import HDF5_FORMAT, get, put, put_text, reason_of
 from gpurho.errors import DatasetError, GridError, StructureError
 from gpurho.grid import Grid
 from gpurho.hdf5guard import DAMAGE, own
@@ -139,7 +139,7 @@ class Dataset(Sequence[Snapshot]):
         except DatasetError:
             raise
         except DAMAGE as error:
-            raise DatasetError(f"{where}: cannot be read ({_reason(error)})") from None
+            raise DatasetError(f"{where}: cannot be read ({reason_of(error)})") from None
 
     def __iter__(self) -> Iterator[Snapshot]:
         return (self[i] for i in range(len(self)))
@@ -159,7 +159,7 @@ class Dataset(Sequence[Snapshot]):
             with h5py.File(self.path, "r") as file:
                 return what(own(file, self._groups[index]))
         except DAMAGE as error:
-            raise DatasetError(f"{self.path}: {self._groups[index]}: cannot be read ({_reason(error)})") from None
+            raise DatasetError(f"{self.path}: {self._groups[index]}: cannot be read ({reason_of(error)})") from None
 
     def fingerprint(self) -> str:
         """SHA-256 of every structure and density in their order: the same for the same data in any layout."""
@@ -234,7 +234,7 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
     except DatasetError:
         raise
     except DAMAGE as error:
-        raise DatasetError(f"{where}: cannot be read as HDF5 ({_reason(error)})") from None
+        raise DatasetError(f"{where}: cannot be read as HDF5 ({reason_of(error)})") from None
     if not groups:
         raise DatasetError(f"{where}: has no snapshots; expected groups snapshots/NNNNNN or snapshot_NNN")
     return Dataset(where, groups, scale)
@@ -284,7 +284,7 @@ def write_dataset(path: str | os.PathLike[str], snapshots: Iterable[Snapshot], c
             os.fsync(written.fileno())
         os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
-        raise DatasetError(f"{target}: cannot be written ({error})") from None
+        raise DatasetError(f"{target}: cannot be written ({reason_of(error)})") from None
     finally:
         temporary.unlink(missing_ok=True)
     return open_dataset(target)
@@ -328,14 +328,10 @@ def extend_dataset(
             os.fsync(written.fileno())
         os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
-        raise DatasetError(f"{target}: cannot be written ({error})") from None
+        raise DatasetError(f"{target}: cannot be written ({reason_of(error)})") from None
     finally:
         temporary.unlink(missing_ok=True)
     return open_dataset(target)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()).strip("'\"")
 
 
 def _attributes(group: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.checksums import get, put, put_text
+from gpurho.checksums import get, put, put_text, reason_of
 from gpurho.density import Density
 from gpurho.densitychecks import DAMAGE
 from gpurho.densityfile import COLUMNS, Layout, create_file, open_density, write_tables
@@ -219,7 +219,7 @@ class ShardFolder:
         except OSError as error:
             part.unlink(missing_ok=True)
             raise StoreError(
-                f"cannot write {self.path}: {error.strerror or str(error).splitlines()[0]}; all shards are safe in"
+                f"cannot write {self.path}: {reason_of(error)}; all shards are safe in"
                 f" {self.folder.name}: make room and run the same command again"
             ) from error
         if not keep.field:  # all of it is in the one file

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpurho.checksums import reason_of
 from gpurho.density import Density
 from gpurho.densityfile import COLUMNS, Layout, compress_chunk, create_file, open_density, write_tables
 from gpurho.errors import GpurhoError, ModelError, OutputExistsError, StoreError
@@ -77,6 +78,7 @@ class TileFile(ABC):
         self._part, self._journal_path = part, journal
         self._totals: dict[int, Totals] = {}
         self._crc: dict[int, tuple[int, ...]] = {}
+        self._earlier = 0  # tiles of the file that is being taken over
         self._h5: Any = None
         self._journal: Journal | None = None
         self._blobs: Blobs | None = None
@@ -264,9 +266,21 @@ class FileSink(TileFile):
         # Chunks of a killed run are copied into fresh files, which take the old ones' place once they hold them all.
         new_part = self._part.with_name(self._part.name + ".new")
         new_journal = self._journal_path.with_name(self._journal_path.name + ".new")
-        new_blobs, blobs = blobs_path(new_journal), blobs_path(self._journal_path)
+        new_blobs = blobs_path(new_journal)
         for leftover in (new_part, new_journal, new_blobs):
             leftover.unlink(missing_ok=True)
+        self._earlier = max(0, len(records) - 1) if self._part.exists() else 0
+        try:
+            self._replace(records, (new_part, new_journal, new_blobs))
+        except BaseException:
+            for leftover in (new_part, new_journal, new_blobs):  # they would only fill the disk
+                leftover.unlink(missing_ok=True)
+            raise
+        self._earlier = 0
+
+    def _replace(self, records: list[dict[str, Any]], new: tuple[Path, Path, Path]) -> None:
+        """Take the tiles of `records` over into new files, which take the place of the old ones."""
+        (new_part, new_journal, new_blobs), blobs = new, blobs_path(self._journal_path)
         with self.guarded():
             self._h5 = create_file(new_part, self.layout)
             self._journal = Journal(new_journal)
@@ -318,9 +332,9 @@ class _Guard:
         if error is None or isinstance(error, GpurhoError) or not isinstance(error, (OSError, RuntimeError)):
             return
         sink = self._sink
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).split("\n")[0]
+        safe = max(len(sink.done), sink._earlier)
         raise StoreError(
-            f"cannot write {sink.path}: {reason}; {len(sink.done)} of {len(sink.layout.tiles)} tiles are safe in"
+            f"cannot write {sink.path}: {reason_of(error)}; {safe} of {len(sink.layout.tiles)} tiles are safe in"
             f" {sink._part.name}: make room and run the same command again"
         ) from error
 

@@ -42,6 +42,8 @@ RUNS_PER_WORKER = 16
 WAITING = 2
 """Runs sent out for each worker: the one at work and the next."""
 
+REMEDY = "finished tiles are safe: run the same command again"
+
 VISIBLE_SECONDS = 90.0
 """Seconds that a network file system has to show what another node wrote; they keep names for up to a minute."""
 
@@ -121,23 +123,39 @@ class _Work:
                 if waiting:
                     self._prepare()
                 while waiting or self._futures:
-                    workers = _n_workers(self.client)
-                    while waiting and len(self._futures) < WAITING * max(1, workers):
-                        self._send(waiting.popleft())
-                    bar.set_postfix_str(f"{workers} workers" if workers else "waiting for workers", refresh=False)
-                    for run in self._finished():
-                        bar.update(run.tiles.n_points)
-                        self.timing.n_points += run.tiles.n_points
+                    with self._connected():
+                        workers = _n_workers(self.client)
+                        while waiting and len(self._futures) < WAITING * max(1, workers):
+                            self._send(waiting.popleft())
+                        bar.set_postfix_str(f"{workers} workers" if workers else "waiting for workers", refresh=False)
+                        for run in self._finished():
+                            bar.update(run.tiles.n_points)
+                            self.timing.n_points += run.tiles.n_points
             finally:
                 self._end()
         return self.timing
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        """Whatever Dask raises when its scheduler is gone, as one error that says what is safe."""
+        from distributed import CancelledError
+        from distributed.comm import CommClosedError
+
+        try:
+            yield
+        except GpurhoError:
+            raise
+        except Exception as error:
+            if not isinstance(error, CancelledError | CommClosedError) and self.client.status == "running":
+                raise
+            raise StoreError(f"the connection to the scheduler was lost; {REMEDY}") from error
 
     def _prepare(self) -> None:
         """What all runs share: the model, and the sign that somebody waits for them."""
         task = self._task(self.folder.runs[0])
         try:
-            if not task.model.exists():
-                self.job.model.save(task.model)
+            # Whatever an earlier run left there: were it damaged, no run would ever get past it.
+            self.job.model.save(task.model)
             for old in self.folder.folder.glob("*.session"):  # of a process that was killed: its workers may stop
                 old.unlink(missing_ok=True)
             task.signal.touch()
@@ -220,9 +238,8 @@ class _Work:
             time.sleep(0.2)
 
     def _result(self, future: Future, run: Run) -> dict[str, Any]:
-        from distributed import CancelledError, KilledWorker
+        from distributed import KilledWorker
 
-        remedy = "finished tiles are safe: run the same command again"
         try:
             facts: dict[str, Any] = future.result()
         except GpurhoError:
@@ -230,10 +247,8 @@ class _Work:
         except KilledWorker as error:
             raise StoreError(
                 f"tiles {run.first} to {run.last - 1} killed each worker that tried, most likely for memory; give a"
-                f" smaller tile_shape or fewer workers; {remedy}"
+                f" smaller tile_shape or fewer workers; {REMEDY}"
             ) from error
-        except CancelledError as error:
-            raise StoreError(f"the connection to the scheduler was lost; {remedy}") from error
         except ImportError as error:
             raise SettingsError(f"a worker cannot import gpurho ({error}); install it on all workers") from error
         if facts.get("abandoned"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,8 +188,11 @@ def _atoms(task: Task) -> tuple[Structure, NDArray[np.int64]]:
                 " all workers share"
             )
         time.sleep(0.2)
-    with np.load(task.atoms, allow_pickle=False) as file:
-        return Structure(file["positions"], file["numbers"], file["cell"], file["pbc"]), file["owners"]
+    try:
+        with np.load(task.atoms, allow_pickle=False) as file:
+            return Structure(file["positions"], file["numbers"], file["cell"], file["pbc"]), file["owners"]
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise StoreError(f"{task.atoms} is damaged ({error}); run the same command again") from None
 
 
 def _model(task: Task) -> Any:

@@ -271,7 +271,7 @@ def test_terminate_leaves_a_resumable_file(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, message = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert message.strip().count("\n") == 0
     assert "run the same command again" in message
     assert len(read_journal(out.with_name("rho.h5.journal"))) >= 5

@@ -22,7 +22,7 @@ ONE_THREAD = {
     "OMP_WAIT_POLICY": "PASSIVE",
     # GNU OpenMP, which Numba would take otherwise, does not work in children of a process that has used it.
     "NUMBA_THREADING_LAYER": "workqueue",
-    "PYTHONPATH": str(TESTS),
+    "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]),
 }
 
 

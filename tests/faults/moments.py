@@ -75,16 +75,17 @@ def clocks(bench: Bench) -> dict[str, Any]:
 def two_runs(bench: Bench) -> dict[str, Any]:
     """Two runs on one output: the second is told of the first in a line, and the first is not disturbed."""
     turned_away = 0
-    draw = bench.random("two runs")
     for i in range(bench.count(3, 30)):
-        job = (PREDICT, LABEL, TRAIN)[i % 3]
-        turned_away += _two(bench, job, bench.fresh(), draw.uniform(0.15, 0.5))
+        turned_away += _two(bench, (PREDICT, LABEL, TRAIN)[i % 3], bench.fresh())
     return {"runs turned away": turned_away}
 
 
-def _two(bench: Bench, job: Job, folder: Path, share: float) -> int:
+def _two(bench: Bench, job: Job, folder: Path) -> int:
+    bench.calm(job)
     first = bench.server.start(*job.words(bench, folder), forked=True)
-    time.sleep(share * bench.calm(job).seconds)
+    deadline = time.monotonic() + 20.0
+    while not any(folder.rglob("*lock")) and time.monotonic() < deadline:
+        time.sleep(0.002)
     second = bench.server.start(*job.words(bench, folder), forked=True)
     one, two = first.wait(), second.wait()
     # On a busy machine the second may come first, or when the first is done.
