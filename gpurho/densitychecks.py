@@ -43,6 +43,13 @@ def checked_field(h5: Any, name: str, shape: Sequence[int], sized: bool) -> Any:
     return stored
 
 
+def finite_values(values: NDArray[Any]) -> NDArray[Any]:
+    """The values, which the writer has seen to be finite; raises ValueError where they are not."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ValueError("it has values that are not finite")
+    return values
+
+
 def check_sums(totals: Totals, correction: Correction) -> None:
     """Raise ValueError where the sums of a field are not finite."""
     if not (totals.finite and math.isfinite(correction.scale) and math.isfinite(correction.shift)):

@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 
 from gpurho.checksums import HDF5_FORMAT, get, get_text, put, put_text
 from gpurho.density import Density, region_grid
-from gpurho.densitychecks import check_sums, checked_field, damage_error, damaged_tile, values_of
+from gpurho.densitychecks import check_sums, checked_field, damage_error, damaged_tile, finite_values, values_of
 from gpurho.errors import OutputExistsError, SettingsError, StoreError
 from gpurho.fields import NAMES, Box, Correction, LazyField, Totals
 from gpurho.grid import Grid
@@ -302,7 +302,7 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
         if not h5:
             raise SettingsError("the density's file was closed; open it again with Density.open")
         try:
-            return values_of(h5, shards, name, key)
+            return finite_values(values_of(h5, shards, name, key))
         except (*DAMAGE, StoreError) as error:
             where = damaged_tile(h5, shards, name, key)
             if isinstance(error, StoreError):
@@ -377,33 +377,43 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
 
 
 def verify(path: str | Path) -> list[int]:
-    """Numbers of the tiles whose values do not match their checksums; empty for a whole file."""
-    with _open_h5(Path(path)) as h5:
-        bad = []
-        shards = ShardedFields(Path(path), h5["shards"]) if is_sharded(h5) else None
+    """Numbers of the tiles whose values do not match their checksums; empty for a whole file.
 
-        header = h5["grid"].attrs
-        grid = Grid([int(n) for n in header["shape"]], header["cell"], header["origin"], header["pbc"])
-        region = tuple((int(a), int(b)) for a, b in header["region"]) if "region" in header else None
-        low = [a for a, _ in region] if region else [0, 0, 0]
-        keep = Keep.of(json.loads(get_text(h5, "keep"))) if "keep" in h5.attrs else Keep()
-        names = [name for name in NAMES if any(f"{place}{name}" in h5 for place in ("", "coarse/"))]
-        planes = kept_planes(keep, region_grid(grid, region), low)
-        if planes and not names:
-            names = [name for name in NAMES if plane_name(*planes[0], name) in h5]
-        i, j, k = (int(n) for n in h5["tiles"].attrs["tile_shape"])
-        pieces = pieces_of(keep, names, grid.shape, (i, j, k), planes)
-        wanted = get(h5, "tiles/crc32").tolist()
-        for number, (start, stop) in enumerate(zip(get(h5, "tiles/start"), get(h5, "tiles/stop"), strict=True)):
-            tile = Tile(number, *(tuple(int(x) for x in end) for end in (start, stop)))  # type: ignore[arg-type]
-            boxes = [piece.box(tile) for piece in pieces]
-            try:
-                found = [
-                    0 if box is None else zlib.crc32(np.ascontiguousarray(values_of(h5, shards, piece.name, box)).data)
-                    for piece, box in zip(pieces, boxes, strict=True)
-                ]
-            except (*DAMAGE, StoreError):
-                found = []
-            if found != wanted[number]:
-                bad.append(number)
-        return bad
+    Raises `StoreError` for a file whose tables are damaged.
+    """
+    with _open_h5(Path(path)) as h5:
+        try:
+            return _bad_tiles(h5, Path(path))
+        except DAMAGE as error:
+            raise damage_error(Path(path), error) from None
+
+
+def _bad_tiles(h5: Any, path: Path) -> list[int]:
+    bad = []
+    shards = ShardedFields(path, h5["shards"]) if is_sharded(h5) else None
+
+    header = h5["grid"].attrs
+    grid = Grid([int(n) for n in header["shape"]], header["cell"], header["origin"], header["pbc"])
+    region = tuple((int(a), int(b)) for a, b in header["region"]) if "region" in header else None
+    low = [a for a, _ in region] if region else [0, 0, 0]
+    keep = Keep.of(json.loads(get_text(h5, "keep"))) if "keep" in h5.attrs else Keep()
+    names = [name for name in NAMES if any(f"{place}{name}" in h5 for place in ("", "coarse/"))]
+    planes = kept_planes(keep, region_grid(grid, region), low)
+    if planes and not names:
+        names = [name for name in NAMES if plane_name(*planes[0], name) in h5]
+    i, j, k = (int(n) for n in h5["tiles"].attrs["tile_shape"])
+    pieces = pieces_of(keep, names, grid.shape, (i, j, k), planes)
+    wanted = get(h5, "tiles/crc32").tolist()
+    for number, (start, stop) in enumerate(zip(get(h5, "tiles/start"), get(h5, "tiles/stop"), strict=True)):
+        tile = Tile(number, *(tuple(int(x) for x in end) for end in (start, stop)))  # type: ignore[arg-type]
+        boxes = [piece.box(tile) for piece in pieces]
+        try:
+            found = [
+                0 if box is None else zlib.crc32(np.ascontiguousarray(values_of(h5, shards, piece.name, box)).data)
+                for piece, box in zip(pieces, boxes, strict=True)
+            ]
+        except (*DAMAGE, StoreError):
+            found = []
+        if found != wanted[number]:
+            bad.append(number)
+    return bad
