@@ -42,8 +42,8 @@ def part_of(density: Density, region: Sequence[Sequence[int]]) -> Density:
     tiles = make_tiles(density.grid, region=region)
     low = tiles.start
     grid = region_grid(density.grid, tuple(zip(low, tiles.stop, strict=True)))
-    fields = [_cut(field, low, grid.shape) for field in _raw(density).values()]
-    return _made(density, grid, fields)
+    fields = [_cut(field, low, grid.shape) for field in raw_of(density).values()]
+    return made_of(density, grid, fields)
 
 
 def coarsened(density: Density, factors: int | Sequence[int]) -> Density:
@@ -69,7 +69,7 @@ def coarsened(density: Density, factors: int | Sequence[int]) -> Density:
     blocks = _factors(factors)
     if not density.has_field and density.kept is not None and density.kept.keep.coarse == blocks:
         return density.coarse
-    raw = _raw(density)
+    raw = raw_of(density)
     if any(n % f for n, f in zip(density.shape, blocks, strict=True)):
         near = [min(_divisors(n), key=lambda d: abs(d - f)) for n, f in zip(density.shape, blocks, strict=True)]
         raise GridError(
@@ -77,7 +77,7 @@ def coarsened(density: Density, factors: int | Sequence[int]) -> Density:
             f" {'x'.join(map(str, near))}, or first a region of multiples of them"
         )
     fields = [_block_means(field, blocks, root=name != "mean") for name, field in raw.items()]
-    return _made(density, coarse_grid(density.grid, blocks), fields)
+    return made_of(density, coarse_grid(density.grid, blocks), fields)
 
 
 def watched(density: Density, tick: Callable[[int], None]) -> Density:
@@ -93,16 +93,18 @@ def watched(density: Density, tick: Callable[[int], None]) -> Density:
         i, j, k = field.shape
         return LazyField(read, (i, j, k), chunks, field.phase if isinstance(field, LazyField) else (0, 0, 0))
 
-    return _made(density, density.grid, [told(field) for field in _raw(density).values()])
+    return made_of(density, density.grid, [told(field) for field in raw_of(density).values()])
 
 
-def _raw(density: Density) -> dict[str, Field]:
+def raw_of(density: Density) -> dict[str, Field]:
+    """The fields as they are stored; raises `SettingsError`, which says what was kept, where there are none."""
     if not density.has_field:
         _ = density.mean  # raises, and says what was kept
     return density.raw_fields()
 
 
-def _made(density: Density, grid: Grid, fields: Sequence[Field]) -> Density:
+def made_of(density: Density, grid: Grid, fields: Sequence[Field]) -> Density:
+    """A density with other fields, on another grid of the same atoms."""
     info = {name: value for name, value in density.info.items() if name not in ("timing", "region")}
     made = Density(grid, density.structure, *fields, correction=density.correction, info=info)
     made.trust = density.trust
@@ -145,7 +147,7 @@ def _block_means(field: Field, factors: Triple, root: bool) -> LazyField:
 
     def read(box: Box) -> NDArray[np.float32]:
         result = np.empty([s.stop - s.start for s in box], dtype=np.float32)
-        for part in _parts(box, (i, j, k), (a, b, c)):
+        for part in parts_of(box, (i, j, k), (a, b, c)):
             fine = tuple(slice(s.start * f, s.stop * f) for s, f in zip(part, factors, strict=True))
             values = np.asarray(field[fine], dtype=np.float64)
             shape = [n for s, f in zip(part, factors, strict=True) for n in (s.stop - s.start, f)]
@@ -156,7 +158,7 @@ def _block_means(field: Field, factors: Triple, root: bool) -> LazyField:
     return LazyField(read, (x, y, z), (i, j, k), (a, b, c))
 
 
-def _parts(box: Box, chunks: Triple, phase: Triple) -> list[Box]:
+def parts_of(box: Box, chunks: Triple, phase: Triple) -> list[Box]:
     """The pieces of a box that chunks cut it into."""
     spans = []
     for s, c, p in zip(box, chunks, phase, strict=True):

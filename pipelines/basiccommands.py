@@ -20,6 +20,7 @@ def add_parser(commands: Any) -> None:
         "--region", type=int, nargs=6, metavar=("I0", "I1", "J0", "J1", "K0", "K1"), help="only this box of grid points"
     )
     convert.add_argument("--coarse", metavar="N", help="means over blocks of N points along each axis, or 4x4x2")
+    convert.add_argument("--spacing", type=float, metavar="ANGSTROM", help="interpolate on a finer grid instead")
     convert.add_argument("--overwrite", action="store_true", help="replace the target")
     convert.add_argument("--json", action="store_true", help="as JSON")
     convert.set_defaults(run=_convert)
@@ -60,6 +61,7 @@ def _convert(options: argparse.Namespace) -> None:
         options.overwrite,
         region=None if i is None else (i[0:2], i[2:4], i[4:6]),
         coarse=None if options.coarse is None else blocks_of(options.coarse),
+        spacing=options.spacing,
         progress=True,
     )
     note = CHGCAR_NOTE if kind_of(path) == "chgcar" else None

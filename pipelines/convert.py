@@ -11,6 +11,7 @@ from tqdm import tqdm
 from gpurho.density import Density
 from gpurho.errors import OutputExistsError, SettingsError
 from gpurho.formats import holds_atoms, kind_of
+from gpurho.refinement import refined
 from gpurho.views import coarsened, part_of, watched
 
 CHGCAR_NOTE = "a CHGCAR of gpurho has no PAW augmentation occupancies: for pictures and analysis, not for ICHARG = 11"
@@ -41,6 +42,7 @@ def convert(
     *,
     region: Sequence[Sequence[int]] | None = None,
     coarse: int | Sequence[int] | None = None,
+    spacing: float | None = None,
     progress: bool = False,
 ) -> Path:
     """Write the density of `source` to `target`; their names say the formats.
@@ -60,6 +62,8 @@ def convert(
         Only this box of grid points, stops exclusive.
     coarse : int or 3 ints, optional
         Means over blocks of so many points along each axis, after `region`.
+    spacing : float, angstrom, optional
+        Interpolate on a finer grid of the whole cell; see `gpurho.refinement.refined`.
     progress : bool
         A progress bar, if standard error is a terminal.
 
@@ -79,8 +83,10 @@ def convert(
     """
     path = Path(target)
     kind, atoms = kind_of(path), holds_atoms(path)
-    if atoms and (region is not None or coarse is not None):
-        raise SettingsError(f"{path} is to hold sums over the whole field; leave out region and coarse")
+    if atoms and not (region is None and coarse is None and spacing is None):
+        raise SettingsError(f"{path} is to hold sums over the whole field; leave out region, coarse and spacing")
+    if coarse is not None and spacing is not None:
+        raise SettingsError("coarse and spacing exclude each other; give one of them")
     if field != "mean" and (atoms or kind in ("hdf5", "vti")):
         raise SettingsError(f"{path} takes all fields that there are; leave out field={field!r} (--field {field})")
     if path.exists() and not overwrite:
@@ -89,6 +95,8 @@ def convert(
         view = density if region is None else part_of(density, region)
         if coarse is not None:
             view = coarsened(view, coarse)
+        if spacing is not None:
+            view = refined(view, spacing=spacing)
         if atoms or not view.has_field:
             return view.write(path, field)
         n_fields = len(view.raw_fields()) if kind in ("hdf5", "vti") else 2 if field == "std" else 1
