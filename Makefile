@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test dft lint docs wheel-test clean
+.PHONY: run test fuzz dft lint docs wheel-test clean
 
 # Predict the shipped example (an aluminium vacancy) with the shipped model; print the totals, write a picture.
 run: $(STAMP)
@@ -16,6 +16,10 @@ test: $(STAMP)
 # The DFT engines and LAMMPS: Debian's packages where this is Debian and root runs it, then gpurho[dft] (GPAW compiles).
 dft: $(STAMP)
 	.ci/dft.sh $(BIN)/python
+
+# A hundred thousand bad inputs; goes on where an earlier run stopped, and adds to the file of results.
+fuzz: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m fuzz --cases 100000 --out benchmarks/results/fuzz.json
 
 lint: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt ruff mypy

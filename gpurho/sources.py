@@ -22,7 +22,7 @@ from gpurho.errors import FormatError, StoreError, StructureError
 from gpurho.grid import Grid
 from gpurho.kernels.lattice import transformed
 from gpurho.partition import Tile
-from gpurho.structure import Structure, cell_heights
+from gpurho.structure import MAX_COORDINATE, Structure, cell_heights
 
 CHUNK = 50_000
 """Atoms that are in memory while a file is read."""
@@ -216,9 +216,12 @@ class StructureSource:
 
 
 def _check(positions: NDArray[np.float64], numbers: NDArray[np.int64], first: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
+    bad = np.flatnonzero(~(np.abs(positions) <= MAX_COORDINATE).all(axis=1))
     if bad.size:
-        raise StructureError(f"atom {first + bad[0]} has position {positions[bad[0]]}; all coordinates must be finite")
+        raise StructureError(
+            f"atom {first + bad[0]} has position {positions[bad[0]]}; all coordinates must be finite, none beyond"
+            f" {MAX_COORDINATE:.0e} angstrom"
+        )
     bad = np.flatnonzero((numbers < 1) | (numbers > 118))
     if bad.size:
         raise StructureError(f"atom {first + bad[0]} has atomic number {numbers[bad[0]]}; give 1 to 118")
@@ -307,6 +310,8 @@ def read_dump_header(file: IO[bytes], path: Path) -> tuple[Header, list[str]]:
             elif words[1] == "ATOMS":
                 if box is None or n_atoms < 1:
                     break
+                if not all((np.abs(part) <= MAX_COORDINATE).all() for part in box[:2]):
+                    raise FormatError(f"{path} has a box that is not finite or beyond {MAX_COORDINATE:.0e} angstrom")
                 return Header(n_atoms, *box), words[2:]
             else:
                 file.readline()

@@ -36,7 +36,7 @@ def run_batch(kind: str, first: int, count: int, seconds: float) -> dict[str, An
             text = f"no end after {seconds:.0f} s"
         result = Path(folder) / "result"
         if result.exists():
-            found: dict[str, Any] = json.loads(result.read_text())
+            found: dict[str, Any] = json.loads(result.read_text())[0]
             return found
         state, words = Path(folder) / "state", Path(folder) / "words"
         outcomes = state.read_text().split() if state.exists() else []

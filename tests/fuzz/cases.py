@@ -159,10 +159,12 @@ def run_batch(kind: str, first: int, count: int, folder: Path, limited: bool = T
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m fuzz.cases KIND FIRST COUNT FOLDER``: a batch; the result as JSON in FOLDER/result."""
-    kind, first, count, folder = arguments
-    result = run_batch(kind, int(first), int(count), Path(folder))
-    (Path(folder) / "result").write_text(json.dumps(result))
+    """``python -m fuzz.cases KIND[,KIND...] FIRST COUNT FOLDER``: batches; results as JSON in FOLDER/result."""
+    names, first, count, folder = arguments
+    results = [
+        run_batch(kind, int(first), int(count), Path(folder), limited=i == 0) for i, kind in enumerate(names.split(","))
+    ]
+    (Path(folder) / "result").write_text(json.dumps(results))
     return 0
 
 
