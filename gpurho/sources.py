@@ -9,6 +9,7 @@ gives.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -358,7 +359,9 @@ def dump_chunks(
         count = min(CHUNK, header.n_atoms - done)
         try:
             lines = islice(file, count)
-            rows = np.atleast_1d(np.loadtxt(lines, row, usecols=used, comments=None, encoding="latin1"))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "loadtxt: input contained no data")  # counted below
+                rows = np.atleast_1d(np.loadtxt(lines, row, usecols=used, comments=None, encoding="latin1"))
         except ValueError as error:
             reason = str(error).split(";")[0]
             raise FormatError(f"{path} is damaged after atom {done}: {reason}; check the file") from None

@@ -43,8 +43,8 @@ def read_structures(path: Path, species: Sequence[str] | None = None, index: str
         reason = reason_of(error)
         raise StructureError(f"structure file {path} cannot be read: {reason}; give a file that ASE reads") from None
     for text in dict.fromkeys(one_line(str(w.message)) for w in caught if w.category is UserWarning):
-        # Of a table of a cif file this means that atoms are left out.
-        if text.startswith("Wrong number"):
+        # Of a table of a cif file, and of a dump, this means that atoms are left out.
+        if text.startswith(("Wrong number", "loadtxt")):
             raise StructureError(f"structure file {path} is damaged: {text[:200]}; check the file")
         warnings.warn(f"structure file {path}: {text[:200]}", stacklevel=2)
     if not frames:

@@ -36,8 +36,8 @@ CASE_SECONDS = 20.0
 MEMORY_BYTES = 1 << 30
 """Address space that a batch may take beyond what it has when its libraries are loaded."""
 
-QUIET = ("torch.jit", "numba", "os.fork")
-"""Warnings that a user does not see, or that are of the tests' own making."""
+QUIET = ("torch.jit", "numba", "os.fork", "structure file ")
+"""Warnings that a user does not see, that are of the tests' own making, or that the library words in one line."""
 
 
 class WrongError(AssertionError):
