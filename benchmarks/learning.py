@@ -36,6 +36,9 @@ PAPER_SIZES = {"family": "scalar-product", "n_distances": 60, "n_angle_atoms": 1
 LIKE_SMOOTH = {k: v for k, v in FAMILY_DEFAULTS["smooth"].items() if k not in ("cutoff", "target", "estimator")}
 """What the family "scalar-product" needs to be trained as the other one is."""
 
+NETWORK = {"blocks": 1, "layers": 3, "width": 64}
+"""That of everything but the comparison of sizes."""
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "paper's descriptors, density": {**PAPER_SIZES, **LIKE_SMOOTH},
     "smooth, density": {"target": "density"},
@@ -46,11 +49,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
 SIZES: dict[str, dict[str, Any]] = {
     "linear": {"blocks": 0},
     "1 x 2 x 32": {"layers": 2, "width": 32},
-    "1 x 3 x 32": {"width": 32},
-    "1 x 3 x 64": {},
-    "2 x 3 x 64": {"blocks": 2},
-    "1 x 3 x 128": {"width": 128},
-    "3 x 3 x 250": {"blocks": 3, "width": 250, "learning_rate": 1e-3},
+    "1 x 3 x 32": {"layers": 3, "width": 32},
+    "1 x 3 x 64": {"layers": 3, "width": 64},
+    "2 x 3 x 64": {"blocks": 2, "layers": 3, "width": 64},
+    "1 x 3 x 128": {"layers": 3, "width": 128},
+    "3 x 3 x 250": {"blocks": 3, "layers": 3, "width": 250, "learning_rate": 1e-3},
 }
 SHARES = {"half": 2, "quarter": 4}
 
@@ -96,6 +99,7 @@ def trained(folder: Path, name: str, train_on: list[int], settings: dict[str, An
         "estimator": "none",
         "resume": False,
         "overwrite": True,
+        **NETWORK,
         **settings,
     }
     # A few snapshots are seen as often as all of them would be.
