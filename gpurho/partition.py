@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from gpurho.errors import GridError
 from gpurho.grid import Grid
@@ -62,7 +63,11 @@ class TileSet(Sequence[Tile]):
             n *= b - a
         return n
 
-    def __getitem__(self, index):  # a Sequence: int -> Tile, slice -> list
+    @overload
+    def __getitem__(self, index: int) -> Tile: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tile]: ...
+    def __getitem__(self, index: int | slice) -> Tile | list[Tile]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         i = int(index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -271,9 +272,10 @@ class _Bench:
                     file.unlink()
         candidate = Candidate(**{**self.known[key], "series": series})
         self.tried[key] = candidate
-        if self.progress:
+        if self.progress and sys.stderr.isatty():
             words = ", ".join(f"{name} {value:g}" for name, value in sizes.items())
-            print(f"{series}: {words}: RMSE {candidate.rmse:.3e} e/A^3 ({candidate.train_seconds:.0f} s)", flush=True)
+            said = f"{series}: {words}: RMSE {candidate.rmse:.3e} e/A^3 ({candidate.train_seconds:.0f} s)"
+            print(said, file=sys.stderr, flush=True)
         return candidate.rmse
 
     def _train(self, series: str, settings: TrainingSettings, sizes: Sizes, files: Path) -> Candidate:
