@@ -31,6 +31,13 @@ DATA_FOLDER = Path(__file__).parent / "data"
 FEATURE_TENSORS = ("feature_mean", "feature_std", "feature_low", "feature_high")
 MAX_FILE_BYTES = 2 * 2**30
 
+KEPT_FROZEN = 4
+"""Sets of frozen networks that are kept, the last ones used."""
+
+_FROZEN: dict[tuple[Any, ...], list[Any]] = {}
+# TorchScript never gives back what freezing and running a network takes, half a MiB each time, so that a process which
+# predicts again and again has to use the same one.
+
 
 class DensityModel:
     """A trained model: its specification and its tensors.
@@ -182,12 +189,8 @@ class DensityModel:
             dtype, resolved = torch.float32, "fp32"  # the output layer, which is all there is, runs in float32
         if batch_size is None and where.type == "cpu":
             batch_size = cpu_batch(self.spec.network.shapes(self.spec.descriptor.n_features)[-1][1], resolved)
-        networks = [frozen(self.prediction_network(dtype, uncertainty), where)]
-        if uncertainty == "sampled":
-            for index in range(samples):
-                networks.append(frozen(self.prediction_network(dtype, None, self.drawn(seed, index)), where))
         return Evaluator(
-            networks,
+            self._frozen(where, dtype, uncertainty, samples if uncertainty == "sampled" else 0, seed),
             feature_mean=self.tensors["feature_mean"],
             feature_std=self.tensors["feature_std"],
             feature_low=self.tensors["feature_low"],
@@ -204,6 +207,21 @@ class DensityModel:
             uncertainty=uncertainty,
             batch_size=batch_size,
         )
+
+    def _frozen(
+        self, where: torch.device, dtype: torch.dtype, uncertainty: str | None, samples: int, seed: int
+    ) -> list[Any]:
+        """The network, and those of drawn weights, frozen; the same ones again for the same model and settings."""
+        key = (self.fingerprint(), str(where), dtype, uncertainty, samples, seed if samples else 0)
+        networks = _FROZEN.pop(key, None)
+        if networks is None:
+            networks = [frozen(self.prediction_network(dtype, uncertainty), where)]
+            for index in range(samples):
+                networks.append(frozen(self.prediction_network(dtype, None, self.drawn(seed, index)), where))
+        _FROZEN[key] = networks
+        while len(_FROZEN) > KEPT_FROZEN:
+            _FROZEN.pop(next(iter(_FROZEN)), None)
+        return networks
 
     def drawn(self, seed: int, index: int) -> list[list[Tensor]]:
         """Draw number `index` of the run `seed` from the posterior: [weights, biases], by layer."""

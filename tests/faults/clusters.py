@@ -85,8 +85,8 @@ def _begun(running: Any, bench: Bench, folder: Path, least: int) -> bool:
 def workers(bench: Bench) -> dict[str, Any]:
     """Workers, one after the other while the work goes on, each replaced: the command itself does not notice."""
     draw, kills, compared = bench.random("workers"), 0, 0
-    wanted = bench.count(1, 50)
-    with cluster(bench.folder, 2) as dask:
+    wanted = bench.count(1, 30)
+    with cluster(bench.folder, bench.count(1, 2)) as dask:
         while kills < wanted:
             folder = bench.fresh()
             words = JOB.words(bench, folder, "--scheduler-file", dask.file)
@@ -126,19 +126,14 @@ def scheduler(bench: Bench) -> dict[str, Any]:
             again += outcome.code == 0
         if i % 4 == 3 or outcome.code == 0:
             folder = _finished(bench, folder)
-    if names_left(folder):
+    if any(folder.iterdir()):
         _finished(bench, folder)
     return {"kills": kills, "finished nevertheless": again}
 
 
-def names_left(folder: Path) -> bool:
-    """Whether there is anything in a folder."""
-    return any(folder.iterdir())
-
-
 def _finished(bench: Bench, folder: Path) -> Path:
-    """Finish on two processes of this machine, and compare; returns a new folder."""
-    with cluster(bench.folder, 2) as dask:
+    """Finish on another cluster, and compare; returns a new folder."""
+    with cluster(bench.folder, bench.count(1, 2)) as dask:
         bench.server.run(*JOB.words(bench, folder, "--scheduler-file", dask.file)).expect()
     _same_values(bench, folder)
     return bench.fresh()

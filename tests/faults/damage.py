@@ -55,7 +55,7 @@ def damaged(data: bytes, damage: Damage) -> bytes:
 
 def files(bench: Bench) -> dict[str, Any]:
     """All kinds of files."""
-    found = {name: of_kind(bench, name, bench.count(60, 3000)) for name in KINDS}
+    found = {name: of_kind(bench, name, bench.count(24, KINDS[name].cases)) for name in KINDS}
     bad = {name: counts for name, counts in found.items() if counts["failures"]}
     if bad:
         raise FaultError(json.dumps(bad, indent=1))

@@ -14,7 +14,9 @@ from training_tools import toy_snapshot
 
 
 class Kind(ABC):
-    """A kind of file."""
+    """A kind of file; `cases` is how many damages the full form does to it."""
+
+    cases = 2000
 
     @abstractmethod
     def make(self, folder: Path) -> None:
@@ -119,7 +121,7 @@ class ShardedFile(Kind):
 class UnfinishedFile(Kind):
     """An unfinished prediction: its part, journal and sums, of which a resumed run takes what is whole."""
 
-    tiles = 6
+    cases, tiles = 300, 6
 
     def make(self, folder: Path) -> None:
         from gpurho.pipelines.tiling import run_tiles

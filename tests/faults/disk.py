@@ -66,7 +66,7 @@ def disk(bench: Bench) -> Iterator[Disk]:
 
 def predict(bench: Bench) -> dict[str, Any]:
     """Predictions, one page more room at a time: each write is once the first that fails."""
-    return full(bench, PREDICTIONS[: bench.count(1, 4)], bench.count(4, 400), 24 * PAGE)
+    return full(bench, PREDICTIONS[: bench.count(1, 4)], bench.count(3, 160), 24 * PAGE)
 
 
 def label(bench: Bench) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from predict_tools import aluminium, small_model
 from toy_engine import ToyEngine
 from training_tools import SMALL, toy_snapshot
 
+from gpurho.checksums import get_text
 from gpurho.datasets import write_dataset
 from gpurho.model import DensityModel
 
@@ -68,7 +69,7 @@ def result_of(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return _model(path)
     with h5py.File(path) as h5:
-        kind = h5.attrs["format"]
+        kind = get_text(h5, "format")
     return {"values": dict(_values(path))} if kind == "gpurho-dataset" else _bytes(path)
 
 

@@ -23,7 +23,7 @@ MOST_KIB = 12.0
 def predictions(bench: Bench) -> dict[str, Any]:
     """Predictions with mixed settings in one process."""
     report = bench.folder / "soak.json"
-    arguments = {"folder": str(bench.fresh()), "report": str(report), "count": bench.count(15, 200)}
+    arguments = {"folder": str(bench.fresh()), "report": str(report), "count": bench.count(14, 200)}
     bench.server.start(call="faults.soak:many", arguments=arguments).wait(1800.0).expect()
     found: dict[str, Any] = json.loads(report.read_text())
     if found["open files"][1] > found["open files"][0]:
