@@ -91,10 +91,10 @@ class Job:
         """The command to its end."""
         return bench.server.run(*self.words(bench, folder), **{"forked": True, **conditions})
 
-    def check(self, bench: Bench, folder: Path, ignore: Callable[[str], bool] = lambda name: False) -> None:
+    def check(self, bench: Bench, folder: Path, may_stay: Callable[[str], bool] = lambda name: False) -> None:
         """Raise `FaultError` unless a folder holds what an undisturbed run leaves, and nothing else."""
         calm = bench.calm(self)
-        found = {name for name in names_in(folder) if not ignore(name)}
+        found = {name for name in names_in(folder) if name in calm.names or not may_stay(name)}
         if found != calm.names:
             raise FaultError(f"{self.name}: {sorted(found ^ calm.names)} should not be there, or is missing")
         result = result_of(folder / self.output)

@@ -11,6 +11,7 @@ from typing import Any
 from faults.bench import LABEL, PREDICT, TRAIN, Bench, Job
 from faults.clock import CLOCKS, YEAR
 from faults.harness import FaultError
+from faults.kills import after_the_end, nothing
 
 CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
@@ -40,7 +41,7 @@ def signals(bench: Bench) -> dict[str, Any]:
         outcome = job.run(bench, folder)
         if not (job.name == "train" and outcome.code == 1 and "exists" in outcome.said):
             outcome.expect()
-        job.check(bench, folder)
+        job.check(bench, folder, after_the_end if job.name == "train" else nothing)
     return {"signals": sent, "at the very beginning or end": early}
 
 
@@ -67,7 +68,7 @@ def clocks(bench: Bench) -> dict[str, Any]:
         outcome = job.run(bench, folder, clock=clock)
         if not (job.name == "train" and outcome.code == 1 and "exists" in outcome.said):
             outcome.expect()
-        job.check(bench, folder)
+        job.check(bench, folder, after_the_end if job.name == "train" else nothing)
         done += 1
     return {"runs": done, "clocks": list(CLOCKS) if bench.full else ["jumps"]}
 

@@ -1,3 +1,0 @@
-"""What the suite has found, and what was done about it."""
-
-FOUND: list[dict[str, str]] = []
