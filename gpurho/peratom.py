@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gpurho.fields import Box, Field, blocks
 from gpurho.grid import Grid
 from gpurho.structure import Structure, cell_heights
+from gpurho.trees import nearest
 
 TIE = 1e-6
 """Atoms whose distances from a point agree within this many angstrom share it."""
@@ -111,7 +112,7 @@ class NearestAtoms:
         fractional = points @ self._inverse
         wrapped = np.where(self._structure.pbc, fractional - np.floor(fractional), fractional) @ self._structure.cell
         pair = min(2, self._tree.n)
-        distance, index = self._tree.query(wrapped, k=np.arange(1, pair + 1), workers=-1)
+        distance, index = nearest(self._tree, wrapped, np.arange(1, pair + 1))
         if float(distance[:, 0].max()) + TIE > self._reach and self._structure.pbc.any():
             # An image beyond the copies might be nearer than the atom that was found, but not than this far.
             self._build(1.1 * float(distance[:, 0].max()) + TIE)
@@ -128,7 +129,7 @@ class NearestAtoms:
         shares = [np.ones(int(single.sum()))]
         if tied.size:
             k = min(MAX_SHARES, self._tree.n)
-            far, many = self._tree.query(wrapped[tied], k=np.arange(1, k + 1), workers=-1)
+            far, many = nearest(self._tree, wrapped[tied], np.arange(1, k + 1))
             near = far - far[:, :1] < TIE
             rows.append(np.repeat(tied, near.sum(axis=1)))
             atoms.append(self._owners[many[near]])

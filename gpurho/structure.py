@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpurho.errors import StructureError
+from gpurho.trees import nearest
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -147,7 +148,7 @@ class Structure:
             copies, owners = np.concatenate(pieces), np.concatenate(indices)
         if len(copies) < 2:
             return
-        distance, partner = cKDTree(copies @ self.cell).query(wrapped @ self.cell, k=2, workers=-1)
+        distance, partner = nearest(cKDTree(copies @ self.cell), wrapped @ self.cell, 2)
         worst = int(np.argmin(distance[:, 1]))
         if distance[worst, 1] < minimum:
             first, second = sorted((worst, int(owners[partner[worst, 1]])))

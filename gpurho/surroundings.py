@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gpurho.kernels.celllist import AtomBins, atoms_around, bin_atoms
 from gpurho.structure import Structure
+from gpurho.trees import nearest
 
 Floats = NDArray[np.float64]
 
@@ -86,7 +87,7 @@ class AtomBatches:
         from scipy.spatial import cKDTree
 
         images, _ = atoms_around(self.bins, points, reach)
-        distances, _ = cKDTree(images).query(points, k=most + 1, distance_upper_bound=reach, workers=-1)
+        distances, _ = nearest(cKDTree(images), points, most + 1, distance_upper_bound=reach)
         # The first one is the atom itself.
         return np.asarray(distances[:, 1:])
 
