@@ -7,7 +7,7 @@ Dislocations and grain boundaries are in `gpurho.defects`. Every builder leaves 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -74,7 +74,7 @@ def divacancy(atoms: Atoms, index: int | None = None, partner: int | None = None
         raise StructureError(f"a divacancy needs three atoms or more, not {len(atoms)}; repeat the cell first")
     first = _index(atoms, index)
     if partner is None:
-        _, distances = find_mic(atoms.positions - atoms.positions[first], atoms.cell, atoms.pbc)
+        _, distances = find_mic(atoms.positions - atoms.positions[first], atoms.cell, cast(Any, atoms.pbc))
         distances[first] = np.inf
         partner = int(np.flatnonzero(distances < distances.min() + 1e-3)[0])
     second = _index(atoms, partner)

@@ -113,7 +113,8 @@ def fit_calibration_curve(
     if sigma.size == 0 or not np.all(sigma > 0):
         raise SettingsError("calibration needs points with a positive variance")
     z = np.abs(e) / sigma
-    single = CalibrationFactors(*(2 * (best_factor(z),)))
+    factor = best_factor(z)
+    single = CalibrationFactors(factor, factor)
     knots = min(knots, len(z) // MIN_POINTS)
     numbers = np.zeros(len(z), int) if groups is None else np.asarray(groups)
     different = np.unique(numbers)

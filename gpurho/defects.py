@@ -268,8 +268,8 @@ def _edge_pair(
     # What is compressed along x expands along y, and the other way round.
     stretch = poisson / (1 - poisson) * b / (2 * p)
     above = y - (low + high) / 2
-    sites[:, 0] += field.real
-    sites[:, 1] += field.imag + stretch * np.where(np.abs(above) < h / 4, above, np.sign(above) * h / 2 - above)
+    sites[:, 0] += np.real(field)
+    sites[:, 1] += np.imag(field) + stretch * np.where(np.abs(above) < h / 4, above, np.sign(above) * h / 2 - above)
     return sites, np.array([[p, 0, 0], [tilt, h, 0], [0, 0, n_z * along]]), cores
 
 

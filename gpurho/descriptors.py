@@ -132,7 +132,7 @@ class DescriptorSpec:
             matrix = np.empty(0)
         if matrix.shape != shape or not np.isfinite(matrix).all():
             raise SettingsError(f"contraction has shape {matrix.shape}; give finite numbers in the shape {shape}")
-        rows = tuple(tuple(tuple(float(x) for x in row) for row in rows) for rows in matrix)
+        rows = tuple(tuple(tuple(float(x) for x in row) for row in part) for part in matrix.tolist())
         object.__setattr__(self, "contraction", rows)
 
     @property

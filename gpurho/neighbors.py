@@ -285,8 +285,9 @@ def _graph(
 
 def _select(graph: NeighborGraph, rows: NDArray[Any]) -> NeighborGraph:
     """Some of the pairs, in the order of `rows`."""
-    columns = (graph.senders, graph.receivers, graph.shifts, graph.vectors, graph.distances)
-    return NeighborGraph(*(column[rows] for column in columns))
+    return NeighborGraph(
+        graph.senders[rows], graph.receivers[rows], graph.shifts[rows], graph.vectors[rows], graph.distances[rows]
+    )
 
 
 def _first_radius(density: float, k: int, cutoff: float) -> float:

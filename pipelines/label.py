@@ -242,7 +242,8 @@ def settings_of(options: argparse.Namespace) -> DFTSettings:
     if options.k_shift and given not in (["kmesh"], ["k_density"]):
         raise SettingsError("--k-shift goes with --kmesh or --k-density; give one of them")
     default = DFTSettings()
-    shift = tuple(options.k_shift or default.k_shift)
+    a, b, c = options.k_shift or default.k_shift
+    shift = (a, b, c)
     return DFTSettings(
         cutoff=options.cutoff,
         kmesh=KMesh() if options.gamma else KMesh(tuple(options.kmesh), shift) if options.kmesh else None,

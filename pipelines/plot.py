@@ -102,7 +102,7 @@ def settings_of(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """
     kind = options.kind or ("slice" if options.line is None else "line")
     names = dict.fromkeys(name for group in OPTIONS.values() for name in group)
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) is not None}
     for name in given:
         if name not in OPTIONS[kind]:
             where = ", ".join(k for k, known in OPTIONS.items() if name in known)

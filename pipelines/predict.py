@@ -16,7 +16,7 @@ from gpurho.keep import Keep
 from gpurho.memorystore import MemorySink
 from gpurho.pipelines.plan import Plan, plan
 from gpurho.pipelines.settings import Job, settle
-from gpurho.pipelines.tiling import Sink, Timing, run_tiles
+from gpurho.pipelines.tiling import FinalSink, Sink, Timing, run_tiles
 from gpurho.pipelines.trust import job_trust
 from gpurho.shards import refuse_unfinished, remove_shards, tidy
 from gpurho.store import FileSink
@@ -137,7 +137,7 @@ def predict(
 
 def run_job(job: Job, out: str | Path | None = None, *, resume: bool = True, progress: bool = True) -> Density:
     """Do a job that `settle` made; see `predict`."""
-    sink: Sink
+    sink: FinalSink
     if out is None:
         _check_memory(job)
         if job.distributed:

@@ -270,7 +270,11 @@ def charges_of(density: Density, everything: bool = False, progress: bool = True
         total=n, desc="sums of atoms", unit=" points", unit_scale=True, disable=None if progress else True
     ) as bar:
         fields = (density.mean, density.aleatoric, density.epistemic)
-        return per_atom(density.structure, density.grid, *fields, bar.update, volume), ""
+
+        def tick(points: int) -> None:
+            bar.update(points)
+
+        return per_atom(density.structure, density.grid, *fields, tick, volume), ""
 
 
 def ranked(density: Density, charges: AtomCharges, trust: Trust | None, count: int) -> list[RankedAtom]:

@@ -63,7 +63,7 @@ def slurm_options(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Start the jobs and predict on them; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="gpurho.pipelines.slurm", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="gpurho.pipelines.slurm", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="jobs, each on one node (1)")
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="GPUs of a job; 0 for its cores alone (1)")
     parser.add_argument("--cpus", type=int, default=8, metavar="N", help="cores of a job (8)")

@@ -262,7 +262,7 @@ def learn_channels(
             points_per_snapshot=max(1, min(3000, CHANNEL_POINTS // len(snapshots))),
             epochs=CHANNEL_EPOCHS,
             seed=settings.seed,
-            on_epoch=lambda epoch, loss: (bar.set_postfix_str(f"loss {loss:.4f}"), bar.update())[1],
+            on_epoch=lambda epoch, loss: (bar.set_postfix_str(f"loss {loss:.4f}"), bar.update(), None)[2],
         )
     write_atomic(path, json.dumps({"identity": identity, "contraction": fit.spec.contraction}).encode())
     return fit.spec.contraction

@@ -127,7 +127,7 @@ class GTHSetupData:
 
         from gpaw.pseudopotential import PseudoPotential
 
-        setup = PseudoPotential(self, basis or self.create_basis_functions())
+        setup: Any = PseudoPotential(self, basis or self.create_basis_functions())
         setup.fingerprint = hashlib.sha256(repr(self.gth).encode()).hexdigest()
         return setup
 

@@ -352,6 +352,7 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """Short name, as in ``--engine``."""
+        ...
 
     def ground_state(
         self, structure: Structure, settings: DFTSettings, density: NDArray[np.float64] | None = None
@@ -365,12 +366,14 @@ class Engine(Protocol):
         ConvergenceError
             Where self-consistency is not reached in `settings.max_iterations` steps.
         """
+        ...
 
     def one_shot(self, structure: Structure, density: NDArray[np.float64], settings: DFTSettings) -> Energies:
         """Harris-Foulkes energies of a density (e/angstrom^3): one diagonalisation in its own fixed potential.
 
         The density is rescaled to the number of electrons first (equation 6 of the paper's appendix).
         """
+        ...
 
 
 def check_structure(structure: Structure, valence: Mapping[str, float] | None = None) -> float:

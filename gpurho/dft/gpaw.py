@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,7 +158,7 @@ class GpawEngine:
             maxiter=max(settings.max_iterations, 200) if fixed else settings.max_iterations,
         )
         atoms = structure.to_ase()
-        log = Logger(self.txt, world)
+        log = Logger(self.txt, cast(Any, world))
         builder = parameters.dft_component_builder(atoms, log=log, comm=world)
         basis = builder.create_basis_set()
         # The Hamiltonian has a plan of Fourier transforms that the rest shares: the loop comes first.

@@ -45,7 +45,7 @@ def fourier_resample(values: NDArray[np.floating], shape: Sequence[int]) -> NDAr
             part[axis] = slice(keep - 1, keep)
             edge = kept[tuple(part)]
             # One coefficient stands for both signs on the smaller grid and for one of two on the larger.
-            kept[tuple(part)] = 0.5 * edge if n > old else 2.0 * edge.real
+            kept[tuple(part)] = 0.5 * edge if n > old else 2.0 * np.real(edge)
         field = np.fft.irfft(kept, n, axis=axis) * (n / old)
     return np.ascontiguousarray(field)
 
