@@ -11,13 +11,18 @@ from torch import Tensor
 from gpurho.errors import ModelError
 from gpurho.model import write_atomic
 from gpurho.tensorfiles import check_metadata, check_tensors, tensor_file
+from gpurho.versions import check_version
 
 CHECKPOINT_KEY = "gpurho-checkpoint"
+FORMAT_VERSION = 1
+"""In the metadata beside the record; the first checkpoints had none."""
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all; `record` holds plain values and has an entry "identity"."""
-    write_atomic(path, tensor_file(tensors, {CHECKPOINT_KEY: json.dumps(record)}))
+    write_atomic(
+        path, tensor_file(tensors, {CHECKPOINT_KEY: json.dumps(record), "format_version": str(FORMAT_VERSION)})
+    )
 
 
 def read_checkpoint(path: Path, identity: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -29,10 +34,13 @@ def read_checkpoint(path: Path, identity: str) -> tuple[dict[str, Tensor], dict[
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         check_metadata(metadata, str(path))
+        check_version(int(metadata.get("format_version", 1)), CHECKPOINT_KEY, path, ModelError)
         check_tensors(tensors, metadata, str(path))
         record = json.loads(metadata[CHECKPOINT_KEY])
         same = record["identity"] == identity
     except ModelError as error:
+        if "upgrade gpurho" in str(error):
+            raise
         reason = str(error).removeprefix(f"{path} is damaged: ").split(";")[0]
         raise ModelError(f"{path}: damaged checkpoint ({reason}); remove it to start anew") from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:

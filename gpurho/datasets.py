@@ -39,6 +39,7 @@ from gpurho.grid import Grid
 from gpurho.hdf5guard import DAMAGE, own
 from gpurho.structure import Structure
 from gpurho.units import PER_BOHR3
+from gpurho.versions import check_version
 
 FORMAT = "gpurho-dataset"
 FORMAT_VERSION = 1
@@ -225,15 +226,11 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
             else:
                 if isinstance(kind, bytes):
                     kind = kind.decode()
-                version = int(file.attrs.get("format_version", 0))
-                if kind != FORMAT or version < 1:
-                    raise DatasetError(f"{where}: format {kind!r} version {version} is not a {FORMAT}")
-                if version > FORMAT_VERSION:
-                    raise DatasetError(
-                        f"{where}: format_version {version} is newer than {FORMAT_VERSION}; upgrade gpurho"
-                    )
+                if kind != FORMAT:
+                    raise DatasetError(f"{where}: format {kind!r} is not a {FORMAT}")
+                check_version(file.attrs.get("format_version"), FORMAT, where, DatasetError)
                 root = own(file, "snapshots") if "snapshots" in file else None
-                groups = [f"snapshots/{n}" for n in sorted(root)] if isinstance(root, h5py.Group) else []
+                groups = [f"snapshots/{n}" for n in sorted(root or ())] if isinstance(root, h5py.Group) else []
                 scale = 1.0
     except DatasetError:
         raise

@@ -57,6 +57,7 @@ from gpurho.partition import Tile, TileSet
 from gpurho.structure import Structure
 from gpurho.trust import Trust
 from gpurho.truststore import read_trust, write_trust
+from gpurho.versions import check_version
 from gpurho.virtual import ShardedFields, check_heaps, is_sharded, refuse_external
 
 FORMAT = "gpurho-density"
@@ -249,9 +250,9 @@ def _open_h5(path: Path) -> Any:
 
 
 def _check_kind(h5: Any, path: Path) -> None:
-    kind, version = get_text(h5, "format", ""), int(h5.attrs.get("format_version", 0))
-    if kind == FORMAT and version > FORMAT_VERSION:
-        raise StoreError(f"{path} has layout version {version}; update gpurho to read it")
+    kind = get_text(h5, "format", "")
+    if kind == FORMAT:
+        check_version(h5.attrs.get("format_version"), FORMAT, path, StoreError)
     if kind != FORMAT or "tiles" not in h5:
         raise StoreError(f"{path} is not a whole gpurho density; check the name")
 
@@ -315,7 +316,7 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
         # Of a region only a part is stored, and of shards nothing here.
         sized = region is None and (shards is None or name not in NAMES)
         stored = checked_field(h5, name, [n // f for n, f in zip(grid.shape, factors, strict=True)], sized)
-        c = stored.chunks or tuple(
+        chunks = stored.chunks or tuple(
             min(int(t), n) for t, n in zip(h5["tiles"].attrs["tile_shape"], grid.shape, strict=True)
         )
         first = [lo // f for lo, f in zip(low, factors, strict=True)]
@@ -325,7 +326,8 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
         def read(box: Box) -> NDArray[np.float32]:
             return load(name, shifted(box, back)).astype(np.float32, copy=False)
 
-        return LazyField(read, (i, j, k), c, (first[0] % c[0], first[1] % c[1], first[2] % c[2]))
+        a, b, c = chunks
+        return LazyField(read, (i, j, k), (a, b, c), (first[0] % a, first[1] % b, first[2] % c))
 
     def plane(axis: int, index: int, quantity: str) -> NDArray[np.float32]:
         box = tuple(slice(lo, lo + n) for d, (lo, n) in enumerate(zip(low, part.shape, strict=True)) if d != axis)

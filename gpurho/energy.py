@@ -149,6 +149,7 @@ class EnergyReport:
 
                     with h5py.File(file, "w") as root:
                         root.attrs["engine"], root.attrs["unit"] = self.engine, "eV"
+                        root.attrs["format"], root.attrs["format_version"] = "gpurho-energies", 1
                         for name, value in values.items():
                             root[name] = value
                 file.flush()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpurho.errors import StoreError
+from gpurho.versions import check_version
 
 
 class _Appended:
@@ -85,7 +86,10 @@ def encode_line(record: dict[str, Any]) -> bytes:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The records up to the first line that is torn; empty when there is no journal."""
+    """The records up to the first line that is torn; empty when there is no journal.
+
+    Raises `StoreError` for a journal that a newer version began.
+    """
     records: list[dict[str, Any]] = []
     try:
         data = path.read_bytes()
@@ -96,6 +100,9 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         if checksum != b"%08x" % zlib.crc32(text):
             break
         records.append(json.loads(text))
+    if records and isinstance(records[0], dict):
+        found = records[0].get("journal", records[0].get("manifest", 1))
+        check_version(found, "gpurho-journal", path, StoreError)
     return records
 
 

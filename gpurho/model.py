@@ -29,6 +29,10 @@ from gpurho.tensorfiles import check_metadata, check_tensors, tensor_file
 METADATA_KEY = "gpurho"
 DATA_FOLDER = Path(__file__).parent / "data"
 FEATURE_TENSORS = ("feature_mean", "feature_std", "feature_low", "feature_high")
+BOUNDS = ("feature_low", "feature_high")
+UNBOUNDED = 1e6
+"""Standard deviations of the inputs beyond which the domain of a model ends that does not know its bounds."""
+
 MAX_FILE_BYTES = 2 * 2**30
 
 KEPT_FROZEN = 4
@@ -254,6 +258,9 @@ class DensityModel:
         try:
             with safe_open(str(path), framework="pt") as file:
                 shapes = spec.tensor_shapes()
+                # The first models had no bounds of their inputs.
+                bounds = () if set(BOUNDS) & set(file.keys()) else BOUNDS
+                shapes = {name: shape for name, shape in shapes.items() if name not in bounds}
                 _check_names(set(shapes), set(file.keys()), str(path))
                 for name, shape in shapes.items():
                     part = file.get_slice(name)
@@ -267,6 +274,8 @@ class DensityModel:
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path}: the model file is damaged ({error})") from None
         try:
+            for name, sign in zip(bounds, (-1, 1), strict=False):
+                tensors[name] = tensors["feature_mean"] + sign * UNBOUNDED * tensors["feature_std"]
             return cls(spec, tensors)
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from None

@@ -11,6 +11,7 @@ from gpurho.errors import GpurhoError, ModelError
 from gpurho.layers import NetworkSpec
 from gpurho.truststats import TrustStatistics
 from gpurho.uncertainty import CalibrationFactors
+from gpurho.versions import check_version
 
 FORMAT = "gpurho-model"
 FORMAT_VERSION = 3
@@ -164,14 +165,7 @@ class ModelSpec:
             raise ModelError(f"{where}: the specification is not JSON ({error})") from None
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise ModelError(f"{where}: the specification is not one of a gpurho model")
-        version = values.get("format_version")
-        if not isinstance(version, int) or version < 1:
-            raise ModelError(f"{where}: format_version {version!r} is not a whole number from 1 up")
-        if version > FORMAT_VERSION:
-            raise ModelError(
-                f"{where}: format_version {version} is newer than {FORMAT_VERSION}, the newest this version reads;"
-                " upgrade gpurho"
-            )
+        check_version(values.get("format_version"), FORMAT, where, ModelError)
         values["format_version"] = FORMAT_VERSION
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:

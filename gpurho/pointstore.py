@@ -25,6 +25,7 @@ Block = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]]
 
 READ_BYTES = 1 << 24
 
+FORMAT_VERSION = 1
 BYTES_BESIDE = 12
 """Bytes of density and weight of a point, which stay in memory."""
 
@@ -160,7 +161,12 @@ class PointStore:
         if self.path is None:
             return
         temporary = self._record.with_name(self._record.name + ".tmp.npz")
-        facts: dict[str, Any] = {"counts": self.counts, "key": key, "crc32": np.uint32(self._crc)}
+        facts: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "counts": self.counts,
+            "key": key,
+            "crc32": np.uint32(self._crc),
+        }
         try:
             np.savez(temporary, density=self.density, weights=self.weights, **facts)
             os.replace(temporary, self._record)
@@ -179,6 +185,9 @@ class PointStore:
         try:
             with open(store._record, "rb") as file, np.load(file, allow_pickle=False) as record:
                 if str(record["key"]) != key:
+                    return None
+                # Of another version: drawn again, as of another key.
+                if "format_version" in record and int(record["format_version"]) > FORMAT_VERSION:
                     return None
                 counts, n = np.atleast_1d(record["counts"]), os.path.getsize(path) // (4 * n_features)
                 store.density, store.weights = record["density"], record["weights"]

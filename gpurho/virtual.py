@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from gpurho.checksums import get, get_text
 from gpurho.errors import StoreError
 from gpurho.fields import NAMES, Box
+from gpurho.versions import check_version
 
 SHARD_FORMAT = "gpurho-shard"
 HEAP = b"GCOL\x01\0\0\0"
@@ -190,6 +191,11 @@ def open_shard(file: Path, digest: str) -> Any:
             if name in h5
         )
         own &= get_text(h5, "format", "") == SHARD_FORMAT and get_text(h5, "digest", "") == digest
+        if own:
+            check_version(h5.attrs.get("format_version", 1), SHARD_FORMAT, file, StoreError)
+    except StoreError:
+        h5.close()
+        raise
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         h5.close()
         raise StoreError(f"shard {file} is damaged: {' '.join(str(error).split())}; predict again") from None

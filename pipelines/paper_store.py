@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpurho.errors import StoreError
+from gpurho.versions import check_version
 
 FORMAT = "gpurho-paper"
 FORMAT_VERSION = 1
@@ -53,9 +54,13 @@ class Results:
         if self.path.exists():
             try:
                 values = json.loads(self.path.read_text())
-                known = values["format"] == FORMAT and values["format_version"] <= FORMAT_VERSION
+                known = values["format"] == FORMAT
+                if known:
+                    check_version(values.get("format_version"), FORMAT, self.path, StoreError)
                 entries = values["entries"]
                 known = known and all({"values", "arrays"} <= set(entry) for entry in entries.values())
+            except StoreError:
+                raise
             except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
                 known, entries = False, {}
             if not known:

@@ -26,6 +26,7 @@ from gpurho.selection import SEARCHES, SMOOTH_START, SearchSettings, Sizes
 from gpurho.training import Trainer, TrainingSettings, torch_threads
 from gpurho.trainingset import Split, split_all
 from gpurho.units import PER_ANGSTROM3
+from gpurho.versions import NEWEST, check_version
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -264,7 +265,7 @@ class _Bench:
         if key not in self.known:
             files = self.path.with_name(f".{self.path.stem}.{key}")
             self.known[key] = asdict(self._train(series, settings, sizes, files))
-            record = {"format": FORMAT, "format_version": 1, "candidates": self.known}
+            record = {"format": FORMAT, "format_version": NEWEST[FORMAT], "candidates": self.known}
             write_atomic(self.path, json.dumps(record, indent=1).encode())
             # Checkpoints stay until the record has their results, so that nothing is trained twice.
             for file in self.path.parent.iterdir():
@@ -327,7 +328,9 @@ def _read_record(path: Path) -> dict[str, dict[str, Any]]:
     record: Any = None
     with suppress(OSError, ValueError):
         record = json.loads(path.read_text())
-    if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("format_version") != 1:
+    if isinstance(record, dict) and record.get("format") == FORMAT:
+        check_version(record.get("format_version"), FORMAT, path, StoreError)
+    else:
         raise StoreError(f"{path} is no record of gpurho select that this version reads; give another name")
     names = {f.name for f in fields(Candidate)}
     candidates: Any = record.get("candidates")

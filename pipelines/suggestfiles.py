@@ -14,9 +14,13 @@ import numpy as np
 
 from gpurho.errors import OutputExistsError, SettingsError, StoreError
 from gpurho.structure import Structure
+from gpurho.versions import NEWEST
 
 if TYPE_CHECKING:
     from gpurho.pipelines.suggest import Suggestion
+
+
+FORMAT = "gpurho-suggestions"
 
 
 def check_folder(path: Path, overwrite: bool) -> None:
@@ -63,7 +67,8 @@ def write_suggestions(path: Path, suggestions: Sequence[Suggestion], inputs: Seq
                 place = folder / f"{number:03d}" / engine
                 place.mkdir(parents=True)
                 engine_input(place, engine, Structure.from_ase(suggestion.atoms))
-        text = json.dumps([s.record() for s in suggestions], indent=1)
+        record = {"format": FORMAT, "format_version": NEWEST[FORMAT], "suggestions": [s.record() for s in suggestions]}
+        text = json.dumps(record, indent=1)
         (folder / "suggestions.json").write_text(text + "\n")
 
 

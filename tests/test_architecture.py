@@ -22,7 +22,7 @@ FOLDERS = {
 
 # A module imports from lower layers, or from its own (without cycles, which Python itself refuses).
 LAYERS = [
-    {"errors", "units", "trees"},
+    {"errors", "units", "trees", "versions"},
     {"kernels"},
     {"structure", "threads", "checksums", "hdf5guard"},
     {"builders", "defects", "_fcc", "grid", "partition", "sources"},

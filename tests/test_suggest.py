@@ -86,7 +86,7 @@ def test_files_that_programs_read(scene, tmp_path: Path) -> None:
     out = tmp_path / "cells"
     found = suggest(rho, training=folder / "bulk.h5", max_atoms=60, out=out, inputs=("qe", "sparc"))
     assert sorted(p.name for p in out.iterdir()) == ["000", "001", "suggestions.json", "suggestions.xyz"]
-    assert json.loads((out / "suggestions.json").read_text()) == [s.record() for s in found]
+    assert json.loads((out / "suggestions.json").read_text())["suggestions"] == [s.record() for s in found]
     frames = read(out / "suggestions.xyz", ":")
     for number, (frame, s) in enumerate(zip(frames, found, strict=True)):
         assert frame.info["suggest_reason"] == s.reason
@@ -187,7 +187,7 @@ def test_command(scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert text[2].startswith(f"wrote {tmp_path / 'o'}; compute with: gpurho label")
     assert main([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == json.loads((tmp_path / "o" / "suggestions.json").read_text())
+    assert found == json.loads((tmp_path / "o" / "suggestions.json").read_text())["suggestions"]
     assert main([*words, "--level", "1"]) == 0
     assert "nothing stands out" in capsys.readouterr().out
     assert main([*words, "--out", str(tmp_path / "o")]) == 1
