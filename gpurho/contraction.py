@@ -111,8 +111,8 @@ def projections(structure: Structure, spec: DescriptorSpec, points: NDArray[np.f
             radial = formulas.radial_functions(square * np.float32(1 / spec.cutoff**2), spec.n_radial)
             angles = np.ones((len(block), most, n_harmonics), np.float32)
             if spec.l_max:
-                unit: Any = formulas.direction(dx, dy, dz, square, formulas.DAMPING**2)
-                values = formulas.harmonics(*unit, wanted)
+                x, y, z, length2 = formulas.direction(dx, dy, dz, square, formulas.DAMPING**2)
+                values = formulas.harmonics(x, y, z, length2, wanted)
                 angles[..., 1:] = np.stack(values, -1)[..., order] * norms
             np.matmul(np.stack(radial, 1), angles, out=out[first : first + CHUNK, s])
     return out

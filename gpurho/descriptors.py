@@ -132,7 +132,8 @@ class DescriptorSpec:
             matrix = np.empty(0)
         if matrix.shape != shape or not np.isfinite(matrix).all():
             raise SettingsError(f"contraction has shape {matrix.shape}; give finite numbers in the shape {shape}")
-        rows = tuple(tuple(tuple(float(x) for x in row) for row in part) for part in matrix.tolist())
+        nested: Any = matrix.tolist()
+        rows = tuple(tuple(tuple(float(x) for x in row) for row in part) for part in nested)
         object.__setattr__(self, "contraction", rows)
 
     @property

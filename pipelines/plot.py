@@ -119,7 +119,8 @@ def settings_of(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if "limits" in given:
         given["limits"] = {name: _pair(name, low, high) for name, low, high in given["limits"]}
     if "line" in given:
-        ends = given.pop("line")[:3], options.line[3:]
+        line = given.pop("line")
+        ends = line[:3], line[3:]
         given |= {"line": ends} if kind == "slice" else {"a": ends[0], "b": ends[1]}
     return kind, given
 
