@@ -57,20 +57,38 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Stop:
-    """What SIGTERM does: the same as Ctrl-C, with an exit code of its own."""
+    """What SIGTERM does: the same as Ctrl-C, with an exit code of its own; either only once, and only while at work."""
 
     def __init__(self) -> None:
         self.code = INTERRUPTED
+        numbers = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, or somebody else's
+            numbers.append(signal.SIGINT)
+        self._before = {number: signal.signal(number, self) for number in numbers}
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.code = TERMINATED
+        self.code = TERMINATED if number == signal.SIGTERM else INTERRUPTED
+        # A second one would disturb the first in leaving files in order; SIGKILL is there for those who cannot wait.
+        for each in self._before:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
+
+    def end(self) -> None:
+        """Give the signals back: what ends the interpreter must not be interrupted by an exception."""
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
     stop = _Stop()
-    signal.signal(signal.SIGTERM, stop)
+    try:
+        return _run(arguments, stop)
+    finally:
+        stop.end()
+
+
+def _run(arguments: Sequence[str] | None, stop: _Stop) -> int:
     options = argparse.Namespace()
     try:
         words = sys.argv[1:] if arguments is None else list(arguments)

@@ -131,6 +131,8 @@ def connect(address: str | None = None, scheduler_file: str | Path | None = None
         raise SettingsError(f"scheduler file {scheduler_file} does not exist; start dask scheduler --scheduler-file")
     where = {"address": address} if address is not None else {"scheduler_file": str(scheduler_file)}
     distributed = _distributed()
+    # What goes wrong is told in one line by who meets it, and not with tracebacks of the connection.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     try:
         return distributed.Client(**where, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
