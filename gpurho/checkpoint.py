@@ -43,7 +43,7 @@ def read_checkpoint(path: Path, identity: str) -> tuple[dict[str, Tensor], dict[
             raise
         reason = str(error).removeprefix(f"{path} is damaged: ").split(";")[0]
         raise ModelError(f"{path}: damaged checkpoint ({reason}); remove it to start anew") from None
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: damaged checkpoint ({error}); remove it to start anew") from None
     if not same:
         raise ModelError(

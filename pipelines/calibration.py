@@ -83,7 +83,7 @@ def rates(job: Job, refresh: bool = False) -> Rates:
     """
     path, key = cache_folder() / "calibration.json", json.dumps(_identity(job))
     known: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         known = json.loads(path.read_text())
     if not refresh:
         with contextlib.suppress(KeyError, TypeError):

@@ -133,12 +133,23 @@ def connect(address: str | None = None, scheduler_file: str | Path | None = None
     distributed = _distributed()
     # What goes wrong is told in one line by who meets it, and not with tracebacks of the connection.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    if address is not None and address.startswith("tls://") and not _has_keys(distributed):
+        raise SettingsError(
+            f"the scheduler at {address} takes encrypted connections, and Dask's configuration here names no"
+            " certificates; set distributed.comm.tls (ca-file, client key and cert), as on the scheduler"
+        )
     try:
         return distributed.Client(**where, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise SettingsError(
             f"no scheduler answers at {address or scheduler_file} ({_reason(error)}); check that it runs"
         ) from None
+
+
+def _has_keys(distributed: Any) -> bool:
+    """Whether Dask's configuration has what a client needs to encrypt."""
+    arguments: dict[str, Any] = distributed.Security().get_connection_args("client")
+    return arguments.get("ssl_context") is not None
 
 
 def check_client(client: Any) -> None:

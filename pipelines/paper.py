@@ -331,7 +331,7 @@ def _candidates(path: Path) -> list[dict[str, Any]]:
         record = json.loads(path.read_text())
         candidates = list(record["candidates"].values())
         fitting = all({"series", "n_features", "rmse"} <= set(c) for c in candidates)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         fitting, candidates = False, []
     if not fitting or not candidates:
         raise DatasetError(f"{path} is no record of gpurho select; give the file of its --out")

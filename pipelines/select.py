@@ -326,7 +326,7 @@ def _read_record(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     record: Any = None
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         record = json.loads(path.read_text())
     if isinstance(record, dict) and record.get("format") == FORMAT:
         check_version(record.get("format_version"), FORMAT, path, StoreError)

@@ -250,7 +250,7 @@ def learn_channels(
         "seed": settings.seed,
         "data": [[d.fingerprint(), list(s.train)] for d, s in zip(data, splits, strict=True)],
     }
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         record = json.loads(path.read_text())
         if record["identity"] == json.loads(json.dumps(identity)):
             return record["contraction"]
