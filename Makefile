@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test faults fuzz dft lint docs wheel-test clean
+.PHONY: run test faults fuzz dft lint types docs wheel-test clean
 
 # Predict the shipped example (an aluminium vacancy) with the shipped model; print the totals, write a picture.
 run: $(STAMP)
@@ -31,6 +31,14 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy gpurho kernels pipelines
+
+# What pyright sees of the package as it is installed: `pipelines` in it. Kernels get their types from Numba.
+types: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pyright
+	rm -rf build/types && mkdir -p build/types
+	cp -r gpurho build/types/ && cp -r kernels pipelines build/types/gpurho/
+	cp pyrightconfig.types.json build/types/pyrightconfig.json
+	cd build/types && $(abspath $(BIN))/pyright --pythonpath $(abspath $(BIN))/python
 
 # The site, into site/.
 docs: $(STAMP)
