@@ -9,8 +9,10 @@ ever. So texts have a fixed length here.
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -56,6 +58,12 @@ def get_text(owner: Any, name: str, default: str | None = None) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
+def make_room(path: str | os.PathLike[str]) -> None:
+    """Empty a file that could not be written: HDF5 keeps trying to write its rest, and prints what it fails with."""
+    with suppress(OSError):
+        os.truncate(path, 0)
+
+
 def reason_of(error: BaseException) -> str:
     """Why h5py failed, in a few words of one line: what the system said, where it said something."""
     if isinstance(error, OSError) and error.strerror and error.errno:
@@ -71,4 +79,4 @@ def _sum(values: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
-__all__ = ["ATTRIBUTE", "HDF5_FORMAT", "get", "get_text", "put", "put_text", "reason_of"]
+__all__ = ["ATTRIBUTE", "HDF5_FORMAT", "get", "get_text", "make_room", "put", "put_text", "reason_of"]

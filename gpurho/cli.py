@@ -74,7 +74,9 @@ class _Stop:
         raise KeyboardInterrupt
 
     def end(self) -> None:
-        """Give the signals back: what ends the interpreter must not be interrupted by an exception."""
+        """Give the signals back, unless one came: what ends the interpreter must not be interrupted by an exception."""
+        if signal.getsignal(signal.SIGTERM) is not self:
+            return
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 

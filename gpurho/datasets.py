@@ -33,7 +33,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.checksums import HDF5_FORMAT, get, put, put_text, reason_of
+from gpurho.checksums import HDF5_FORMAT, get, make_room, put, put_text, reason_of
 from gpurho.errors import DatasetError, GridError, StructureError
 from gpurho.grid import Grid
 from gpurho.hdf5guard import DAMAGE, own
@@ -285,6 +285,7 @@ def write_dataset(path: str | os.PathLike[str], snapshots: Iterable[Snapshot], c
             os.fsync(written.fileno())
         os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
+        make_room(temporary)
         raise DatasetError(f"{target}: cannot be written ({reason_of(error)})") from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -329,6 +330,7 @@ def extend_dataset(
             os.fsync(written.fileno())
         os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
+        make_room(temporary)
         raise DatasetError(f"{target}: cannot be written ({reason_of(error)})") from None
     finally:
         temporary.unlink(missing_ok=True)
