@@ -46,6 +46,14 @@ def add_parser(commands: Any) -> None:
     check = commands.add_parser("check", help="what this machine can do, one line each")
     check.add_argument("--fast", action="store_true", help="do not import what is installed to see that it works")
     check.add_argument("--json", action="store_true", help="as JSON")
+    about = check.add_argument_group("invariance of the density on a structure of yours")
+    about.add_argument(
+        "--structure", type=Path, metavar="FILE", help="turn, move and cut this one; deviations, ok or NO"
+    )
+    about.add_argument("--model", default="auto", help="name of a shipped model, or a file (default: by species)")
+    about.add_argument("--device", help="cpu or cuda[:n] (default: the GPU where there is one)")
+    about.add_argument("--species", metavar="Al,Si", help="elements of the types of a LAMMPS file that names none")
+    about.add_argument("--processes", type=int, default=2, metavar="N", help="workers to compare with one (2)")
     check.set_defaults(run=_check)
 
 
@@ -120,13 +128,18 @@ def _models(options: argparse.Namespace) -> None:
         print(f"{m.name}: {valence}; {m.spec.descriptor.n_features} features" + (f"; {label}" if label else ""))
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> int:
+    if options.structure is not None:
+        from gpurho.pipelines import selfcheck
+
+        return selfcheck.run(options)
     from gpurho.pipelines.check import check
 
     lines = check(imports=not options.fast, progress=True)
     if options.json:
         print(json.dumps([line.to_dict() for line in lines]))
-        return
+        return 0
     width = max(len(line.name) for line in lines)
     for line in lines:
         print(f"{'ok' if line.ok else '--':3}{line.name:{width}}  {line.text}")
+    return 0
