@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,3 +94,23 @@ def test_the_command_prints_and_says_by_its_exit_code(tmp_path, capsys, monkeypa
     assert "NO " in capsys.readouterr().out
     assert cli.main(["check", "--structure", str(tmp_path / "none.xyz")]) == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_the_error_budget_has_its_stages_and_their_order(tmp_path):
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "error_budget.py"
+    spec = importlib.util.spec_from_file_location("error_budget", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    crystal = triclinic_structure()
+    silicon = Structure(crystal.positions, np.array([14, 32, 14]), crystal.cell, crystal.pbc)
+    rows = module.budget(silicon, delta_model(), np.random.default_rng(0).uniform(0, 4, (20, 3)))
+    assert {"descriptors", "standardisation", "two-body part", "network, fp32", "network, bf16"} < set(rows)
+    largest = {name: row["density_largest"] for name, row in rows.items()}
+    assert 0 < largest["network, fp32"] < 1e-5
+    assert largest["all, fp32"] < 1e-4
+    assert largest["network, bf16"] > 100 * largest["network, fp32"]
+    sums = module.integral_error(10_000)
+    assert sums["exact"] == 0.0 < sums["float32, one by one"]
+    assert module.table({"stages": rows, "integral": sums}).count("\n") == len(rows) + 3
