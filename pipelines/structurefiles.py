@@ -28,7 +28,7 @@ _SECTION = re.compile(r"^\s*(Masses|Atom Type Labels)\b", re.MULTILINE)
 
 
 def read_special(path: Path, index: str | int, species: Sequence[str] | None = None) -> list[Atoms] | None:
-    """The frames of a file of LAMMPS or SPARC; None for any other, which is for ASE to tell.
+    """The frames of a file of LAMMPS or SPARC, or the atoms of a density; None for any other, which is for ASE to tell.
 
     Parameters
     ----------
@@ -47,6 +47,11 @@ def read_special(path: Path, index: str | int, species: Sequence[str] | None = N
         from gpurho.formats_sparc import read_structure
 
         return [read_structure(path).to_ase()]
+    if path.suffix.lower() in (".h5", ".hdf5", ".dens", ".vti") or "chgcar" in path.name.lower():
+        from gpurho.formats import read_density
+
+        with read_density(path) as density:
+            return [density.structure.to_ase()]
     head = _head(path)
     if head and head[0].startswith("ITEM: TIMESTEP"):
         refuse_counts(path, "lammps-dump-text")

@@ -12,7 +12,9 @@ from ase import Atoms
 from ase.io import write
 from predict_tools import triclinic_structure
 
+from gpurho.density import Density
 from gpurho.errors import MissingDependencyError, StructureError
+from gpurho.grid import Grid
 from gpurho.pipelines.structures import read_structure, read_structures
 
 LOWER = np.array([[3.1, 0, 0], [-0.9, 3.6, 0], [0.5, -1.1, 4.2]])
@@ -217,3 +219,17 @@ def test_species_of_the_command(tmp_path, capsys):
     assert main(command) == 1
     assert "--species" in capsys.readouterr().err
     assert main([*command, "--species", "Al"]) == 0
+
+
+@pytest.mark.parametrize("name", ["rho.h5", "rho.dens", "rho.vti", "rho.cube", "rho.xsf", "CHGCAR", "CHGCAR_relaxed"])
+def test_atoms_of_a_density(tmp_path, name):
+    structure = triclinic_structure()
+    values = np.ones((6, 5, 7), np.float32)
+    Density(Grid(values.shape, structure.cell), structure, values).write(tmp_path / name)
+    found = read_structure(tmp_path / name)
+    order = np.argsort(found.numbers, kind="stable")
+    wanted = np.argsort(structure.numbers, kind="stable")
+    assert found.numbers[order].tolist() == structure.numbers[wanted].tolist()
+    np.testing.assert_allclose(found.cell.array, structure.cell, atol=2e-5)
+    step = (found.positions[order] - structure.positions[wanted]) @ np.linalg.inv(structure.cell)
+    np.testing.assert_allclose(step - np.round(step), 0, atol=2e-5)
