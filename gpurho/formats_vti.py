@@ -161,7 +161,7 @@ def read_vti(path: Path) -> Density:
         arrays["cell"].reshape(3, 3),
         arrays["pbc"].astype(bool),
     )
-    fields = [_field(arrays[name].reshape(k, j, i)) for name in NAMES if name in arrays]
+    fields = [_field(path, arrays[name].reshape(k, j, i)) for name in NAMES if name in arrays]
     return Density(grid, structure, *fields, info={"source": str(path)})
 
 
@@ -226,18 +226,26 @@ def _mapped(path: Path, attributes: dict[str, str], start: int, size: int) -> ND
     return np.memmap(path, dtype, "r", at + 8, (n_bytes // dtype.itemsize,))
 
 
-def _field(stored: NDArray[Any]) -> Field:
+def _finite(path: Path, values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        found = np.array(values, dtype=np.float32, order="C")
+    if not np.isfinite(found).all():
+        raise FormatError(f"{path} holds values that are not finite; check the file")
+    return found
+
+
+def _field(path: Path, stored: NDArray[Any]) -> Field:
     """The values (nz, ny, nx) of a file as a field."""
     values = stored.transpose(2, 1, 0)
     i, j, k = values.shape
     if not isinstance(stored, np.memmap):
-        return np.ascontiguousarray(values, dtype=np.float32)
+        return _finite(path, values)
 
-    path, offset, shape = str(stored.filename), stored.offset, stored.shape
+    offset, shape = stored.offset, stored.shape
 
     def read(box: Box) -> NDArray[np.float32]:
         # Mapped anew each time, so that pages that were read do not stay in memory.
         mapped = np.memmap(path, stored.dtype, "r", offset, shape)
-        return np.array(mapped.transpose(2, 1, 0)[box], dtype=np.float32, order="C")
+        return _finite(path, mapped.transpose(2, 1, 0)[box])
 
     return LazyField(read, (i, j, k))
