@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import traceback
 import zlib
 from contextlib import suppress
 from typing import Any
@@ -58,10 +60,25 @@ def get_text(owner: Any, name: str, default: str | None = None) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def make_room(path: str | os.PathLike[str]) -> None:
-    """Empty a file that could not be written: HDF5 keeps trying to write its rest, and prints what it fails with."""
+def let_go(error: BaseException, path: str | os.PathLike[str]) -> None:
+    """Give up a file whose writing in h5py failed with `error`, in functions that have ended.
+
+    HDF5 keeps its rest and tries again to write it when the last object of the file goes; h5py prints what that fails
+    with. So the file is emptied, which makes room, and its objects go here, unheard.
+    """
+    seen, unraisable = sys.excepthook, sys.unraisablehook
     with suppress(OSError):
         os.truncate(path, 0)
+    sys.excepthook = _unheard
+    sys.unraisablehook = _unheard
+    try:
+        traceback.clear_frames(error.__traceback__)
+    finally:
+        sys.excepthook, sys.unraisablehook = seen, unraisable
+
+
+def _unheard(*anything: Any) -> None:
+    """Say nothing."""
 
 
 def reason_of(error: BaseException) -> str:
@@ -79,4 +96,4 @@ def _sum(values: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
-__all__ = ["ATTRIBUTE", "HDF5_FORMAT", "get", "get_text", "make_room", "put", "put_text", "reason_of"]
+__all__ = ["ATTRIBUTE", "HDF5_FORMAT", "get", "get_text", "let_go", "put", "put_text", "reason_of"]

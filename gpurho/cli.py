@@ -7,9 +7,11 @@ Exit codes: 0 where all is done; 1 for an error, which is said in one line; 2 fo
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
@@ -19,6 +21,9 @@ from gpurho.errors import GpurhoError
 
 INTERRUPTED = 130
 TERMINATED = 143
+
+PATIENCE = 2.0
+"""Seconds after a signal in which others do not count: they would disturb what leaves the files in order."""
 
 COMMANDS = {
     "predict": ("predictcommands", "electron density of a structure, with error bars"),
@@ -57,28 +62,28 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Stop:
-    """What SIGTERM does: the same as Ctrl-C, with an exit code of its own; either only once, and only while at work."""
+    """What SIGTERM does: the same as Ctrl-C, with an exit code of its own. Either counts while a command is at work."""
 
     def __init__(self) -> None:
-        self.code = INTERRUPTED
+        self.code, self.came, self._last = INTERRUPTED, False, -math.inf
         numbers = [signal.SIGTERM]
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, or somebody else's
             numbers.append(signal.SIGINT)
         self._before = {number: signal.signal(number, self) for number in numbers}
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        self.code = TERMINATED if number == signal.SIGTERM else INTERRUPTED
-        # A second one would disturb the first in leaving files in order; SIGKILL is there for those who cannot wait.
-        for each in self._before:
-            signal.signal(each, signal.SIG_IGN)
+        now = time.monotonic()
+        if now - self._last < PATIENCE:
+            return
+        if not self.came:
+            self.code = TERMINATED if number == signal.SIGTERM else INTERRUPTED
+        self.came, self._last = True, now
         raise KeyboardInterrupt
 
     def end(self) -> None:
         """Give the signals back, unless one came: what ends the interpreter must not be interrupted by an exception."""
-        if signal.getsignal(signal.SIGTERM) is not self:
-            return
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, signal.SIG_IGN if self.came else handler or signal.SIG_DFL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,19 +104,27 @@ def _run(arguments: Sequence[str] | None, stop: _Stop) -> int:
         sys.stdout.flush()
         # A command that put its work away and came back says so with the code of Ctrl-C.
         return stop.code if code == INTERRUPTED else code
-    except GpurhoError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        # Within a library in C an interrupt may turn into any other exception.
+        if stop.came or isinstance(error, KeyboardInterrupt):
+            kept = getattr(options, "kept", None) if getattr(options, "out", None) else None
+            return _fail("interrupted" + (f"; {kept}" if kept else ""), stop.code)
+        return _failed(error)
+
+
+def _failed(error: BaseException) -> int:
+    """Say what went wrong in one line and return the exit code; raises what is a mistake of this library."""
+    if isinstance(error, GpurhoError):
         return _fail(str(error))
-    except KeyboardInterrupt:
-        kept = getattr(options, "kept", None) if getattr(options, "out", None) else None
-        return _fail("interrupted" + (f"; {kept}" if kept else ""), stop.code)
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         # The reader of our output has gone; nothing is left to say, not even by the interpreter at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except MemoryError:
+    if isinstance(error, MemoryError):
         return _fail("not enough memory; pass --out to stream to disk, or a smaller --tile-shape")
-    except OSError as error:
+    if isinstance(error, OSError):
         return _fail(f"{error.filename or 'file system'}: {error.strerror or error}")
+    raise error
 
 
 def _fail(message: str, code: int = 1) -> int:

@@ -33,7 +33,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.checksums import HDF5_FORMAT, get, make_room, put, put_text, reason_of
+from gpurho.checksums import HDF5_FORMAT, get, let_go, put, put_text, reason_of
 from gpurho.errors import DatasetError, GridError, StructureError
 from gpurho.grid import Grid
 from gpurho.hdf5guard import DAMAGE, own
@@ -243,53 +243,57 @@ def open_dataset(path: str | os.PathLike[str]) -> Dataset:
 
 def write_dataset(path: str | os.PathLike[str], snapshots: Iterable[Snapshot], compression: int = 4) -> Dataset:
     """Write a data set of version 1, whole or not at all; an existing file is replaced."""
-    import h5py
-
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with h5py.File(temporary, "w", libver=HDF5_FORMAT) as file:
-            put_text(file, "format", FORMAT)
-            file.attrs["format_version"] = FORMAT_VERSION
-            root = file.create_group("snapshots")
-            for i, snapshot in enumerate(snapshots):
-                snapshot.check(f"snapshot {i}")
-                group = root.create_group(f"{i:06d}")
-                s = snapshot.structure
-                for name, value in (
-                    ("positions", s.positions),
-                    ("cell", s.cell),
-                    ("numbers", s.numbers),
-                    ("pbc", s.pbc),
-                    *((name, snapshot.arrays[name]) for name in EXTRAS if name in snapshot.arrays),
-                ):
-                    put(group, name, value)
-                put(
-                    group,
-                    "density",
-                    snapshot.density,
-                    chunks=True,
-                    shuffle=True,
-                    compression="gzip",
-                    compression_opts=compression,
-                )
-                for name, unit in _UNITS.items():
-                    if name in group:
-                        put_text(group[name], "unit", unit)
-                for key, value in {**snapshot.meta, "electrons": snapshot.electrons}.items():
-                    if isinstance(value, str):
-                        put_text(group, key, value)
-                    else:
-                        group.attrs[key] = value
+        _fill(temporary, snapshots, compression)
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
-        make_room(temporary)
+        let_go(error, temporary)
         raise DatasetError(f"{target}: cannot be written ({reason_of(error)})") from None
     finally:
         temporary.unlink(missing_ok=True)
     return open_dataset(target)
+
+
+def _fill(path: Path, snapshots: Iterable[Snapshot], compression: int) -> None:
+    import h5py
+
+    with h5py.File(path, "w", libver=HDF5_FORMAT) as file:
+        put_text(file, "format", FORMAT)
+        file.attrs["format_version"] = FORMAT_VERSION
+        root = file.create_group("snapshots")
+        for i, snapshot in enumerate(snapshots):
+            snapshot.check(f"snapshot {i}")
+            group = root.create_group(f"{i:06d}")
+            s = snapshot.structure
+            for name, value in (
+                ("positions", s.positions),
+                ("cell", s.cell),
+                ("numbers", s.numbers),
+                ("pbc", s.pbc),
+                *((name, snapshot.arrays[name]) for name in EXTRAS if name in snapshot.arrays),
+            ):
+                put(group, name, value)
+            put(
+                group,
+                "density",
+                snapshot.density,
+                chunks=True,
+                shuffle=True,
+                compression="gzip",
+                compression_opts=compression,
+            )
+            for name, unit in _UNITS.items():
+                if name in group:
+                    put_text(group[name], "unit", unit)
+            for key, value in {**snapshot.meta, "electrons": snapshot.electrons}.items():
+                if isinstance(value, str):
+                    put_text(group, key, value)
+                else:
+                    group.attrs[key] = value
 
 
 def extend_dataset(
@@ -306,35 +310,39 @@ def extend_dataset(
     ranks : sequence of int
         The number that each snapshot gets: first those that the file has, then those of `parts`.
     """
-    import h5py
-
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         if target.exists():
             shutil.copyfile(target, temporary)
-        with h5py.File(temporary, "a", libver=HDF5_FORMAT) as file:
-            put_text(file, "format", FORMAT)
-            file.attrs["format_version"] = FORMAT_VERSION
-            root = file.require_group("snapshots")
-            names = sorted(root)
-            for i, part in enumerate(parts):
-                with h5py.File(part, "r") as source:
-                    source.copy(source["snapshots/000000"], root, name=f"new{i}")
-                names.append(f"new{i}")
-            for name in names:
-                root.move(name, f"old_{name}")
-            for name, rank in zip(names, ranks, strict=True):
-                root.move(f"old_{name}", f"{rank:06d}")
+        _extend(temporary, parts, ranks)
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
-        make_room(temporary)
+        let_go(error, temporary)
         raise DatasetError(f"{target}: cannot be written ({reason_of(error)})") from None
     finally:
         temporary.unlink(missing_ok=True)
     return open_dataset(target)
+
+
+def _extend(path: Path, parts: Sequence[str | os.PathLike[str]], ranks: Sequence[int]) -> None:
+    import h5py
+
+    with h5py.File(path, "a", libver=HDF5_FORMAT) as file:
+        put_text(file, "format", FORMAT)
+        file.attrs["format_version"] = FORMAT_VERSION
+        root = file.require_group("snapshots")
+        names = sorted(root)
+        for i, part in enumerate(parts):
+            with h5py.File(part, "r") as source:
+                source.copy(source["snapshots/000000"], root, name=f"new{i}")
+            names.append(f"new{i}")
+        for name in names:
+            root.move(name, f"old_{name}")
+        for name, rank in zip(names, ranks, strict=True):
+            root.move(f"old_{name}", f"{rank:06d}")
 
 
 def _attributes(group: Any) -> dict[str, Any]:

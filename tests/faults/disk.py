@@ -155,7 +155,7 @@ def writers(bench: Bench) -> dict[str, Any]:
                 out = _clean(small)
                 (out / name).write_bytes(b"what was there before")
                 small.room((pages - 1) * i // 12 * PAGE)
-                bench.server.run(*words, **small.conditions).refused(name)
+                bench.server.run(*words, **small.conditions).refused("out")
                 failures += 1
                 if (out / name).read_bytes() != b"what was there before":
                     raise FaultError(f"{name} was half replaced")
