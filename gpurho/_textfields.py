@@ -24,6 +24,9 @@ LINES_AT_ONCE = 1 << 15
 LONGEST_NUMBER = 64
 """Characters of a word that may be a number: a longer one is a damaged file, and slow to look at."""
 
+LARGEST = 1e150
+"""Largest number that is taken: a change of unit or a product of two must not overflow."""
+
 _NO_LETTER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+))([-+]\d{2,4})")
 
 
@@ -75,8 +78,9 @@ def floats(words: list[str]) -> NDArray[np.float64]:
         values = np.array(words, dtype=np.float64)
     except ValueError:
         values = np.array([_fortran(word) for word in words], dtype=np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{words[int(np.argmin(np.isfinite(values)))][:40]!r} is not finite")
+    fine = np.abs(values) <= LARGEST
+    if not fine.all():
+        raise ValueError(f"{words[int(np.argmin(fine))][:40]!r} is not finite, or beyond all bounds")
     return values
 
 
