@@ -14,7 +14,8 @@ import re
 import sys
 import traceback
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -60,34 +61,43 @@ def get_text(owner: Any, name: str, default: str | None = None) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def let_go(error: BaseException, path: str | os.PathLike[str]) -> None:
-    """Give up a file whose writing in h5py failed with `error`, in functions that have ended.
-
-    HDF5 keeps its rest and tries again to write it when the last object of the file goes; h5py prints what that fails
-    with. So the file is emptied, which makes room, and its objects go here, unheard.
-    """
+@contextmanager
+def unheard() -> Iterator[None]:
+    """While a file is written or closed: h5py prints what HDF5 failed with when an object goes, beside raising it."""
     seen, unraisable = sys.excepthook, sys.unraisablehook
-    with suppress(OSError):
-        os.truncate(path, 0)
-    sys.excepthook = _unheard
-    sys.unraisablehook = _unheard
+
+    def about_h5py(error: BaseException | None) -> bool:
+        return "id ref count" in str(error)
+
+    sys.excepthook = lambda kind, error, trace: None if about_h5py(error) else seen(kind, error, trace)
+    sys.unraisablehook = lambda what: None if about_h5py(what.exc_value) else unraisable(what)
     try:
-        traceback.clear_frames(error.__traceback__)
+        yield
     finally:
         sys.excepthook, sys.unraisablehook = seen, unraisable
 
 
-def _unheard(*anything: Any) -> None:
-    """Say nothing."""
+def let_go(error: BaseException, path: str | os.PathLike[str]) -> None:
+    """Give up a file whose writing in h5py failed with `error`, in functions that have ended.
+
+    HDF5 keeps its rest and tries again to write it when the last object of the file goes. So the file is emptied, which
+    makes room, and its objects go here.
+    """
+    with suppress(OSError):
+        os.truncate(path, 0)
+    with unheard():
+        traceback.clear_frames(error.__traceback__)
 
 
 def reason_of(error: BaseException) -> str:
     """Why h5py failed, in a few words of one line: what the system said, where it said something."""
-    if isinstance(error, OSError) and error.strerror and error.errno:
-        return error.strerror
     text = " ".join(str(error).split())
     found = re.search(r"error message = '([^']*)'", text)
-    return found.group(1) if found else text.strip("'\"")[:200]
+    if found:
+        return found.group(1)
+    if isinstance(error, OSError) and error.strerror and error.errno:
+        text = error.strerror
+    return text.strip("'\"")[:200]
 
 
 def _sum(values: Any) -> int:
@@ -96,4 +106,4 @@ def _sum(values: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
-__all__ = ["ATTRIBUTE", "HDF5_FORMAT", "get", "get_text", "let_go", "put", "put_text", "reason_of"]
+__all__ = ["ATTRIBUTE", "HDF5_FORMAT", "get", "get_text", "let_go", "put", "put_text", "reason_of", "unheard"]

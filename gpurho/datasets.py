@@ -33,7 +33,7 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.checksums import HDF5_FORMAT, get, let_go, put, put_text, reason_of
+from gpurho.checksums import HDF5_FORMAT, get, let_go, put, put_text, reason_of, unheard
 from gpurho.errors import DatasetError, GridError, StructureError
 from gpurho.grid import Grid
 from gpurho.hdf5guard import DAMAGE, own
@@ -246,7 +246,8 @@ def write_dataset(path: str | os.PathLike[str], snapshots: Iterable[Snapshot], c
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        _fill(temporary, snapshots, compression)
+        with unheard():
+            _fill(temporary, snapshots, compression)
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)
@@ -315,7 +316,8 @@ def extend_dataset(
     try:
         if target.exists():
             shutil.copyfile(target, temporary)
-        _extend(temporary, parts, ranks)
+        with unheard():
+            _extend(temporary, parts, ranks)
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.checksums import reason_of
+from gpurho.checksums import reason_of, unheard
 from gpurho.density import Density
 from gpurho.densityfile import COLUMNS, Layout, compress_chunk, create_file, open_density, write_tables
 from gpurho.errors import GpurhoError, ModelError, OutputExistsError, StoreError
@@ -214,7 +214,7 @@ class TileFile(ABC):
         """Release the file; what is written stays for a later run."""
         if self._h5 is not None:
             # After an error the file may refuse to flush; its chunks and the journal are what counts.
-            with suppress(OSError, RuntimeError):
+            with suppress(OSError, RuntimeError), unheard():
                 self._h5.close()
             self._h5 = None
         if self._journal is not None:
