@@ -331,7 +331,9 @@ def _read_upf(path: Path) -> tuple[str, float]:
         text = path.read_text(errors="replace")
     except OSError as error:
         raise EngineError(f"the pseudopotential {path} cannot be read: {error.strerror}; check the name") from None
-    found = re.search(r'z_valence\s*=\s*"\s*([0-9.EeDd+-]+)', text) or re.search(r"([0-9.EeDd+-]+)\s+Z valence", text)
+    found = re.search(r'z_valence\s{0,99}=\s{0,99}"\s{0,99}([0-9.EeDd+-]{1,40})', text) or re.search(
+        r"(?<![0-9.EeDd+-])([0-9.EeDd+-]{1,40})[ \t]{1,99}Z valence", text
+    )
     if found is None:
         raise EngineError(f"{path} names no z_valence; give a UPF file")
     try:

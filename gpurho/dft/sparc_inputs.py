@@ -174,7 +174,7 @@ def read_psp8(path: str | Path) -> tuple[int, float]:
     with reading(target, "psp8"), open(target, encoding="utf-8", errors="replace") as file:
         lines = [next(file) for _ in range(3)]
         number, valence = floats(lines[1].split()[:2])
-        if lines[2].split()[0] != "8" or number != round(number) or not 0 < valence <= number:
+        if lines[2].split()[0] != "8" or number != round(number) or not 0 < valence <= number <= 118:
             raise FormatError(
                 f"{target} is no pseudopotential of the kind psp8; give one, for instance of the SPMS table"
             )
