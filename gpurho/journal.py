@@ -130,8 +130,12 @@ class Lock:
             except FileNotFoundError:
                 pass
             os.close(self._file)
-        os.ftruncate(self._file, 0)
-        os.write(self._file, f"{os.getpid()}\n".encode())
+        try:
+            os.ftruncate(self._file, 0)
+            os.write(self._file, f"{os.getpid()}\n".encode())
+        except OSError:  # a full disk
+            self.release()
+            raise
 
     def release(self) -> None:
         """Give the lock up and remove its file."""

@@ -7,15 +7,19 @@ from typing import Any
 import numpy as np
 
 
+FEW = 20_000
+"""Points for which threads are not worth it: an interrupt takes SciPy's threads their arrays from under their feet."""
+
+
 def nearest(tree: Any, points: Any, k: Any, **options: Any) -> tuple[Any, Any]:
-    """Distances and indices as of ``cKDTree.query`` with all cores; every point must have a neighbour at all.
+    """Distances and indices as of ``cKDTree.query``, for many points with all cores; every point must have a neighbour at all.
 
     Raises
     ------
     MemoryError
         Where a thread got no memory. SciPy prints its traceback and gives back what it had, infinite distances.
     """
-    distances, index = tree.query(points, k=k, workers=-1, **options)
+    distances, index = tree.query(points, k=k, workers=-1 if len(points) > FEW else 1, **options)
     if np.isinf(distances if np.ndim(distances) == 1 else distances[:, 0]).any():
         raise MemoryError("the search for neighbours ended early")
     return distances, index

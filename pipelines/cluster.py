@@ -132,7 +132,8 @@ def connect(address: str | None = None, scheduler_file: str | Path | None = None
     where = {"address": address} if address is not None else {"scheduler_file": str(scheduler_file)}
     distributed = _distributed()
     # What goes wrong is told in one line by who meets it, and not with tracebacks of the connection.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if address is not None and address.startswith("tls://") and not _has_keys(distributed):
         raise SettingsError(
             f"the scheduler at {address} takes encrypted connections, and Dask's configuration here names no"
