@@ -48,6 +48,34 @@ def run_batch(kind: str, first: int, count: int, seconds: float) -> dict[str, An
         return {"kind": kind, "first": first, "count": len(outcomes) + 1, "outcomes": counts, "failures": failures}
 
 
+def again(record: dict[str, Any]) -> None:
+    """Run the cases that failed once more; those that pass are moved to the list of what was found and fixed."""
+    for kind, entry in record["kinds"].items():
+        left = []
+        for failure in entry["failures"]:
+            found = run_batch(kind, failure["number"], 1, 12 * CASE_SECONDS)
+            if found["failures"]:
+                left.append(found["failures"][0])
+                continue
+            (outcome,) = found["outcomes"]
+            was = "ended" if "process ended" in failure["text"] or "no end" in failure["text"] else "failed"
+            entry["outcomes"][was] -= 1
+            entry["outcomes"][outcome] = entry["outcomes"].get(outcome, 0) + 1
+            entry.setdefault("fixed", []).append({**failure, "text": " ".join(failure["text"].split())[:200]})
+        entry["failures"] = left
+        entry["outcomes"] = {name: count for name, count in entry["outcomes"].items() if count}
+
+
+def counted(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with its sums, the date and the machine."""
+    entries = record["kinds"].values()
+    record["cases"] = sum(e["cases"] for e in entries)
+    record["failed"] = sum(e["outcomes"].get("failed", 0) + e["outcomes"].get("ended", 0) for e in entries)
+    record["date"] = datetime.date.today().isoformat()
+    record["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    return record
+
+
 def planned(total: int) -> dict[str, int]:
     """Cases of each kind."""
     names = list(kinds())
@@ -62,9 +90,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("fuzz.json"))
     parser.add_argument("--kind", action="append", help="only this kind, may be given several times")
     parser.add_argument("--anew", action="store_true", help="forget what the file holds of these kinds")
+    parser.add_argument("--again", action="store_true", help="only run the cases that failed once more")
     options = parser.parse_args()
     record: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     record.setdefault("kinds", {})
+    if options.again:
+        again(record)
+        options.out.write_text(json.dumps(counted(record), indent=1) + "\n")
+        return 1 if record["failed"] else 0
     for kind, count in planned(options.cases).items():
         if options.kind and kind not in options.kind:
             continue
@@ -80,13 +113,7 @@ def main() -> int:
                     entry["outcomes"][name] = entry["outcomes"].get(name, 0) + number
             entry["failures"] = (entry["failures"] + found["failures"])[:50]
             entry["cases"] += found["count"]
-            record["cases"] = sum(e["cases"] for e in record["kinds"].values())
-            record["failed"] = sum(
-                e["outcomes"].get("failed", 0) + e["outcomes"].get("ended", 0) for e in record["kinds"].values()
-            )
-            record["date"] = datetime.date.today().isoformat()
-            record["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-            options.out.write_text(json.dumps(record, indent=1) + "\n")
+            options.out.write_text(json.dumps(counted(record), indent=1) + "\n")
             print(kind, entry["cases"], entry["outcomes"], flush=True)
             for failure in found["failures"][:8]:
                 print("   ", failure["number"], failure["text"][:400], flush=True)
