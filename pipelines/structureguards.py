@@ -24,6 +24,11 @@ FREE_BYTES = 16 << 20
 LINE_BYTES = 1 << 20
 """Longest line of a file of atoms."""
 
+MAX_COLUMNS = 10_000
+"""Values of one property of an atom; a count beyond it is held to the size of the file, as that of atoms."""
+
+_ENDLESS = 10**40
+_PROPERTIES = re.compile(rb"[Pp]roperties\s?=\s?\"?([^\s\"]{1,4096})")
 _ATOMS = re.compile(rb"^\s*(\d{1,30})\s+atoms\b")
 
 
@@ -62,7 +67,7 @@ def refuse_counts(path: Path, kind: str) -> None:
         for count in _COUNTS[kind](file):
             if count > size:
                 raise StructureError(
-                    f"structure file {path} names {count:.3g} atoms and has {size} bytes; the file is damaged"
+                    f"structure file {path} names {count:.3g} atoms or columns and has {size} bytes; the file is damaged"
                 )
             if count < 0:
                 raise StructureError(f"structure file {path} names {count} atoms; the file is damaged")
@@ -90,7 +95,13 @@ def _xyz(file: IO[bytes]) -> Iterator[int]:
         if not found:
             return
         yield found[0]
-        for _ in range(found[0] + 1):
+        comment = next(lines, b"")
+        # Columns of the properties of an atom, each with its number of values.
+        for text in _PROPERTIES.findall(comment):
+            yield from (n for n in _whole([w for w in text.split(b":") if w.isdigit()]) if n > MAX_COLUMNS)
+            if any(len(word) >= 40 for word in text.split(b":") if word.isdigit()):
+                yield _ENDLESS
+        for _ in range(found[0]):
             if next(lines, None) is None:
                 return
 
