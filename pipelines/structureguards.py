@@ -67,7 +67,8 @@ def refuse_counts(path: Path, kind: str) -> None:
         for count in _COUNTS[kind](file):
             if count > size:
                 raise StructureError(
-                    f"structure file {path} names {count:.3g} atoms or columns and has {size} bytes; the file is damaged"
+                    f"structure file {path} names {count:.3g} atoms or columns and has {size} bytes;"
+                    " the file is damaged"
                 )
             if count < 0:
                 raise StructureError(f"structure file {path} names {count} atoms; the file is damaged")

@@ -16,8 +16,18 @@ from typing import Any
 from fuzz.cases import CASE_SECONDS, kinds
 
 SHARES = {
-    **{"predict": 0.04, "rewrite": 0.03, "descriptors": 0.03, "command": 0.015, "density-h5": 0.02, "dataset": 0.02},
-    **{"model": 0.02, "checkpoint": 0.02, "points": 0.015, "source-dump": 0.015, "aimd": 0.02, "upf": 0.02},
+    "predict": 0.04,
+    "rewrite": 0.03,
+    "descriptors": 0.03,
+    "command": 0.015,
+    "density-h5": 0.02,
+    "dataset": 0.02,
+    "model": 0.02,
+    "checkpoint": 0.02,
+    "points": 0.015,
+    "source-dump": 0.015,
+    "aimd": 0.02,
+    "upf": 0.02,
     **{f"file-{kind}": 0.012 for kind in ("xyz", "poscar", "cif", "lammps-data", "dump", "ion", "traj", "json", "pdb")},
 }
 """Parts of all cases that the slower kinds get; the others share the rest."""
