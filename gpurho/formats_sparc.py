@@ -46,15 +46,16 @@ class Inpt:
 def parse_inpt(lines: Iterable[str]) -> Inpt:
     """Keywords and cell of the lines of an input file, or of its echo in an output file."""
     words = [word for line in lines for word in line.split("#")[0].split()]
-    values: dict[str, tuple[str, ...]] = {}
+    found_words: dict[str, list[str]] = {}
     key = ""
     for word in words:
         found = _KEYWORD.fullmatch(word)
         if found:
             key = found.group(1).upper()
-            values[key] = ()
+            found_words[key] = []
         elif key:
-            values[key] += (word,)
+            found_words[key].append(word)
+    values = {name: tuple(given) for name, given in found_words.items()}
     return Inpt(_cell(values), values)
 
 
