@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 
-
 FEW = 20_000
 """Points for which threads are not worth it: an interrupt takes SciPy's threads their arrays from under their feet."""
 
 
 def nearest(tree: Any, points: Any, k: Any, **options: Any) -> tuple[Any, Any]:
-    """Distances and indices as of ``cKDTree.query``, for many points with all cores; every point must have a neighbour at all.
+    """Distances and indices as of ``cKDTree.query``, for many points with all cores; each must have a neighbour at all.
 
     Raises
     ------
