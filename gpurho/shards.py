@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.checksums import get, put, put_text, reason_of
+from gpurho.checksums import get, put, put_text, reason_of, unheard
 from gpurho.density import Density
 from gpurho.densitychecks import DAMAGE
 from gpurho.densityfile import COLUMNS, Layout, create_file, open_density, write_tables
@@ -204,7 +204,7 @@ class ShardFolder:
         try:
             keep = self.layout.keep
             sums = SumStore(keep, len(self.layout.structure), self.layout.names)
-            with create_file(part, self.layout, self._link if keep.field else None) as h5:
+            with unheard(), create_file(part, self.layout, self._link if keep.field else None) as h5:
                 for run in self.runs if not keep.field_alone else []:
                     with self._opened(run) as shard:
                         copy_pieces(shard, h5, self.run_layout(run))

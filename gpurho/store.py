@@ -204,7 +204,8 @@ class TileFile(ABC):
 
     def _publish(self) -> None:
         """Give the closed file its name, on the disk."""
-        self._h5.close()
+        with unheard():
+            self._h5.close()
         self._h5 = None
         sync_file(self._part)
         os.replace(self._part, self.path)
