@@ -85,6 +85,11 @@ def let_go(error: BaseException, path: str | os.PathLike[str]) -> None:
     """
     with suppress(OSError):
         os.truncate(path, 0)
+    drop_objects(error)
+
+
+def drop_objects(error: BaseException) -> None:
+    """Let go, unheard, of the HDF5 objects in functions that ended with `error`."""
     with unheard():
         traceback.clear_frames(error.__traceback__)
 
@@ -106,4 +111,15 @@ def _sum(values: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
-__all__ = ["ATTRIBUTE", "HDF5_FORMAT", "get", "get_text", "let_go", "put", "put_text", "reason_of", "unheard"]
+__all__ = [
+    "ATTRIBUTE",
+    "HDF5_FORMAT",
+    "drop_objects",
+    "get",
+    "get_text",
+    "let_go",
+    "put",
+    "put_text",
+    "reason_of",
+    "unheard",
+]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.checksums import reason_of, unheard
+from gpurho.checksums import drop_objects, reason_of, unheard
 from gpurho.density import Density
 from gpurho.densityfile import COLUMNS, Layout, compress_chunk, create_file, open_density, write_tables
 from gpurho.errors import GpurhoError, ModelError, OutputExistsError, StoreError
@@ -333,6 +333,7 @@ class _Guard:
         if error is None or isinstance(error, GpurhoError) or not isinstance(error, (OSError, RuntimeError)):
             return
         sink = self._sink
+        drop_objects(error)
         safe = max(len(sink.done), sink._earlier)
         raise StoreError(
             f"cannot write {sink.path}: {reason_of(error)}; {safe} of {len(sink.layout.tiles)} tiles are safe in"
