@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,9 @@ from gpurho.errors import StoreError
 from gpurho.fields import NAMES, Correction, Totals
 from gpurho.hdf5guard import DAMAGE, array_of
 from gpurho.virtual import ShardedFields
+
+LARGEST = 1e30
+"""Largest scale or shift of a correction that is taken; sums of float32 must not overflow."""
 
 
 def damage_error(path: Path, error: Exception) -> StoreError:
@@ -50,9 +52,17 @@ def finite_values(values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
+def real_attribute(owner: Any, name: str) -> float:
+    """An attribute that is a real number; raises KeyError, TypeError or ValueError for others."""
+    value = owner.attrs[name]
+    if np.iscomplexobj(value):
+        raise TypeError(f"{name} is {value!r}, no real number")
+    return float(value)
+
+
 def check_sums(totals: Totals, correction: Correction) -> None:
-    """Raise ValueError where the sums of a field are not finite."""
-    if not (totals.finite and math.isfinite(correction.scale) and math.isfinite(correction.shift)):
+    """Raise ValueError where the sums of a field are not finite, or its correction would overflow."""
+    if not (totals.finite and abs(correction.scale) < LARGEST and abs(correction.shift) < LARGEST):
         raise ValueError("its sums are not finite")
 
 

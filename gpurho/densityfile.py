@@ -44,7 +44,15 @@ from numpy.typing import NDArray
 
 from gpurho.checksums import HDF5_FORMAT, get, get_text, put, put_text
 from gpurho.density import Density, region_grid
-from gpurho.densitychecks import check_sums, checked_field, damage_error, damaged_tile, finite_values, values_of
+from gpurho.densitychecks import (
+    check_sums,
+    checked_field,
+    damage_error,
+    damaged_tile,
+    finite_values,
+    real_attribute,
+    values_of,
+)
 from gpurho.errors import OutputExistsError, SettingsError, StoreError
 from gpurho.fields import NAMES, Box, Correction, LazyField, Totals
 from gpurho.grid import Grid
@@ -354,7 +362,7 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
     columns = json.loads(get_text(h5["tiles/sums"], "columns"))
     rows = [Totals.of_row(columns, row) for row in get(h5, "tiles/sums").tolist()]
     kind = get_text(h5, "conserve")
-    correction = Correction(None if kind == "none" else kind, float(h5.attrs["scale"]), float(h5.attrs["shift"]))
+    correction = Correction(None if kind == "none" else kind, real_attribute(h5, "scale"), real_attribute(h5, "shift"))
     info = {**json.loads(bytes(get(h5, "provenance"))), "region": region}
     totals = Totals.merged(rows)
     check_sums(totals, correction)

@@ -143,7 +143,7 @@ def read_ion(path: str | Path) -> Ion:
                 continue
             section = words[0][:-1].upper()
             if section == "ATOM_TYPE":
-                symbol, count = re.sub(r"\d+$", "", words[1]), 0
+                symbol, count = words[1].rstrip("0123456789"), 0
                 if symbol not in atomic_numbers or symbol == "X":
                     raise FormatError(f"{target} names {words[1]!r}, which is no element; check the file")
             elif section == "N_TYPE_ATOM":

@@ -12,7 +12,7 @@ from typing import Any
 MAX_DEFLATE = 1032
 """Largest ratio of bytes that zlib's deflate unpacks to."""
 
-DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError)
+DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, ArithmeticError)
 """What h5py and NumPy raise for files that are damaged, or made to be."""
 
 FREE_BYTES = 1 << 24

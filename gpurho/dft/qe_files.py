@@ -17,6 +17,9 @@ from gpurho.structure import Structure
 from gpurho.units import BOHR, HARTREE
 
 MAX_GRID = 4096
+LARGEST = 1e30
+"""Largest coefficient of a plane wave that is taken, e/Bohr^3: their sum must not overflow."""
+
 SPARSEST = 1000
 """Most points of the smallest grid for each plane wave: a ball in a box has 2, and half of it 4; thin cells more."""
 """Largest Miller index that a charge density is believed to have."""
@@ -203,4 +206,7 @@ def _read_records(path: Path) -> tuple[bool, NDArray[np.int64], NDArray[np.compl
     millers = np.frombuffer(records[2], dtype="<i4").reshape(-1, 3).astype(np.int64)
     if np.abs(millers).max() > MAX_GRID:
         raise FormatError(f"{path} has Miller index {np.abs(millers).max()}; at most {MAX_GRID} is believed")
-    return bool(gamma), millers, np.frombuffer(records[3], dtype="<c16")
+    values = np.frombuffer(records[3], dtype="<c16")
+    if not (np.abs(values.real) < LARGEST).all() or not (np.abs(values.imag) < LARGEST).all():
+        raise FormatError(f"{path} has plane waves that are not finite; the file is damaged")
+    return bool(gamma), millers, values
