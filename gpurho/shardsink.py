@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.checksums import HDF5_FORMAT, get, put, put_text
+from gpurho.checksums import HDF5_FORMAT, get, put, put_text, unheard
 from gpurho.densityfile import COLUMNS, Layout, create_field
 from gpurho.errors import StoreError
 from gpurho.journal import Journal, blobs_path, read_journal
@@ -50,7 +50,7 @@ class ShardSink(TileFile):
         earlier = sorted(folder.glob(f"{name}.*.journal"))
         self.replayed = 0
         try:
-            with self.guarded():
+            with self.guarded(), unheard():
                 self._h5 = _create_shard(self._part, layout, self.origin)
                 self._journal = Journal(self._journal_path)
                 self._journal.append({"journal": 1, "digest": settings_digest(layout.settings)})
@@ -92,7 +92,7 @@ class ShardSink(TileFile):
         tiles = self.layout.tiles
         if len(self._totals) != len(tiles):
             raise StoreError(f"{len(tiles) - len(self._totals)} of {len(tiles)} tiles of {self.path} are missing")
-        with self.guarded():
+        with self.guarded(), unheard():
             group = self._h5.create_group("tiles")
             tables: dict[str, NDArray[Any]] = {
                 "crc32": np.array([self._crc[i] for i in range(len(tiles))], dtype=np.uint32),

@@ -282,7 +282,7 @@ class FileSink(TileFile):
     def _replace(self, records: list[dict[str, Any]], new: tuple[Path, Path, Path]) -> None:
         """Take the tiles of `records` over into new files, which take the place of the old ones."""
         (new_part, new_journal, new_blobs), blobs = new, blobs_path(self._journal_path)
-        with self.guarded():
+        with self.guarded(), unheard():
             self._h5 = create_file(new_part, self.layout)
             self._journal = Journal(new_journal)
             self._journal.append({"journal": 1, "settings": self.layout.settings})
@@ -305,7 +305,7 @@ class FileSink(TileFile):
         missing = len(tiles) - len(self._totals)
         if missing:
             raise StoreError(f"{missing} of {len(tiles)} tiles of {self.path} are missing; run the same command again")
-        with self.guarded():
+        with self.guarded(), unheard():
             rows = [self._totals[i] for i in range(len(tiles))]
             write_tables(self._h5, self.layout, rows, self._crc, correction, self._errors, self._sums, trust)
             self._publish()
