@@ -28,9 +28,14 @@ HDF5_FORMAT = ("v110", "v110")
 
 
 def put(group: Any, name: str, data: Any, **options: Any) -> Any:
-    """Write an array, or text as ``numpy.bytes_``, with its checksum; `options` as of ``create_dataset``."""
+    """Write an array, or text as ``numpy.bytes_``, with its checksum; `options` as of ``create_dataset``.
+
+    The array is in the file when this returns. What HDF5 keeps to write later is lost on a full disk without an error:
+    it fails when the object goes, where h5py can raise nothing.
+    """
     dataset = group.create_dataset(name, data=data, track_times=False, **options)
     dataset.attrs[ATTRIBUTE] = np.uint32(_sum(data))
+    dataset.flush()
     return dataset
 
 

@@ -295,6 +295,7 @@ def _fill(path: Path, snapshots: Iterable[Snapshot], compression: int) -> None:
                     put_text(group, key, value)
                 else:
                     group.attrs[key] = value
+        file.flush()
 
 
 def extend_dataset(
@@ -345,6 +346,7 @@ def _extend(path: Path, parts: Sequence[str | os.PathLike[str]], ranks: Sequence
             root.move(name, f"old_{name}")
         for name, rank in zip(names, ranks, strict=True):
             root.move(f"old_{name}", f"{rank:06d}")
+        file.flush()
 
 
 def _attributes(group: Any) -> dict[str, Any]:

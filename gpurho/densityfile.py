@@ -220,14 +220,14 @@ def _write_sums(h5: Any, sums: SumStore) -> None:
         put_text(put(group, "edges", histogram.edges), "unit", "e/angstrom^3")
     if sums.atoms is not None:
         rows = (min(len(sums.atoms), 1 << 14), *sums.atoms.shape[1:])
-        table = h5.create_dataset(
+        table = put(
+            h5,
             "atoms/sums",
-            data=sums.atoms,
+            sums.atoms,
             chunks=rows,
             shuffle=True,
             compression="gzip",
             compression_opts=1,
-            track_times=False,
         )
         put_text(table, "columns", json.dumps(ATOM_COLUMNS[: sums.atoms.shape[1]]))
         put_text(table, "unit", "e/angstrom^3 and its square, [0] * 2^-32 + [1] * 2^-72")

@@ -151,7 +151,8 @@ class EnergyReport:
                         root.attrs["engine"], root.attrs["unit"] = self.engine, "eV"
                         root.attrs["format"], root.attrs["format_version"] = "gpurho-energies", 1
                         for name, value in values.items():
-                            root[name] = value
+                            root.create_dataset(name, data=value).flush()  # else a full disk goes unnoticed
+                        root.flush()
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)

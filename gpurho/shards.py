@@ -210,9 +210,10 @@ class ShardFolder:
                         copy_pieces(shard, h5, self.run_layout(run))
                         sums.add(kept_sums(shard))
                 write_tables(h5, self.layout, rows, crc, correction, errors, sums, trust)
+                h5.flush()
                 if keep.field:
-                    h5.flush()
                     put(h5["shards"], "heaps", heaps_of(part))
+                    h5.flush()
             sync_file(part)
             os.replace(part, self.path)
             sync_file(self.path.parent)

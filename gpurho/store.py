@@ -204,6 +204,7 @@ class TileFile(ABC):
 
     def _publish(self) -> None:
         """Give the closed file its name, on the disk."""
+        self._h5.flush()
         with unheard():
             self._h5.close()
         self._h5 = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gpurho.checksums import get, get_text, put_text
+from gpurho.checksums import get, get_text, put, put_text
 from gpurho.trust import Trust
 
 
@@ -13,14 +13,14 @@ def write_trust(h5: Any, trust: Trust) -> None:
     """Into an open file; the same bytes for the same numbers."""
     group = h5.create_group("trust")
     for name, values in (("per_atom", trust.per_atom), ("why", trust.why)):
-        group.create_dataset(
+        put(
+            group,
             name,
-            data=values,
+            values,
             chunks=(min(len(values), 1 << 16),),
             shuffle=True,
             compression="gzip",
             compression_opts=1,
-            track_times=False,
         )
     put_text(group["per_atom"], "unit", "distance from the training atoms, 1 where these end")
     put_text(group, "summary", json.dumps(trust.summary()))
