@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+
+# A suite that a shell has put into the background ignores interrupts, and so would every process that tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "2")
