@@ -39,6 +39,14 @@ def add(path: Path, scenario: str, found: dict[str, Any], seconds: float, seed: 
         "failures left": sum("failure" in entry for entry in entries),
     }
     record["failures found and fixed"] = json.loads(FOUND.read_text())
+    fuzz = load(path.with_name("fuzz.json"))
+    if fuzz:
+        record["fuzz totals"] = {
+            "cases fuzzed": fuzz["cases"],
+            "kinds": len(fuzz["kinds"]),
+            "failures left": fuzz["failed"] if isinstance(fuzz["failed"], int) else len(fuzz["failed"]),
+        }
+        record["failures found and fixed by fuzzing"] = fuzz["found_and_fixed"]
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=1) + "\n")
     os.replace(temporary, path)
