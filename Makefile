@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test faults fuzz dft lint types docs wheel-test clean
+.PHONY: run test faults fuzz dft lint types docs viewers wheel-test clean
 
 # Predict the shipped example (an aluminium vacancy) with the shipped model; print the totals, write a picture.
 run: $(STAMP)
@@ -43,6 +43,11 @@ types: $(STAMP)
 # The site, into site/.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
+
+# What some tests read files and pages with: VTK, PyVista, OVITO and, from Debian, Chromium. Without them these tests skip.
+viewers: $(STAMP)
+	.ci/debian.sh chromium libegl1 libgl1 libopengl0 libxkbcommon0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[viewers]"
 
 # A wheel built from the checkout, installed into a new environment and tried from elsewhere.
 wheel-test: $(STAMP)
