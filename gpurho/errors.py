@@ -5,6 +5,9 @@ Every message is one line that names the value received and the remedy.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
+
 REASON_LENGTH = 200
 """Most characters of another library's message, or of a file's text, that a message of ours takes over."""
 
@@ -26,6 +29,19 @@ def one_line(text: str) -> str:
     if len(line) <= MESSAGE_LENGTH:
         return line
     return line[: 2 * MESSAGE_LENGTH // 3] + " ... " + line[-MESSAGE_LENGTH // 3 :]
+
+
+DAMAGED_ARCHIVE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    TypeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What NumPy raises for a damaged ``.npz``; `NotImplementedError` where its bytes name a compression that none has."""
 
 
 class GpurhoError(Exception):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.errors import DatasetError, SettingsError
+from gpurho.errors import DAMAGED_ARCHIVE, DatasetError, SettingsError
 
 Block = tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.float32]]
 """Features (n, F), densities (n,) in e/angstrom^3, weights (n,)."""
@@ -197,16 +196,7 @@ class PointStore:
                     return None
                 store.counts, store._crc = counts.tolist(), int(record["crc32"])
             complete = os.path.getsize(path) == len(store) * n_features * 4 and store._crc_on_disk() == store._crc
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            EOFError,
-            TypeError,
-            NotImplementedError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ):
+        except DAMAGED_ARCHIVE:
             return None
         return store if complete else None
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-import zipfile
-import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpurho.densityfile import Layout
-from gpurho.errors import DeviceError, SettingsError, StoreError
+from gpurho.errors import DAMAGED_ARCHIVE, DeviceError, SettingsError, StoreError
 from gpurho.grid import Grid
 from gpurho.keep import Keep
 from gpurho.partition import TileSet
@@ -191,7 +189,7 @@ def _atoms(task: Task) -> tuple[Structure, NDArray[np.int64]]:
     try:
         with np.load(task.atoms, allow_pickle=False) as file:
             return Structure(file["positions"], file["numbers"], file["cell"], file["pbc"]), file["owners"]
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED_ARCHIVE as error:
         raise StoreError(f"{task.atoms} is damaged ({error}); run the same command again") from None
 
 
