@@ -75,7 +75,7 @@ class NeighborOverflowError(GpurhoError, RuntimeError):
 
 
 class HaloTooSmallError(GpurhoError, RuntimeError):
-    """The atoms around a tile do not reach as far as the descriptors look."""
+    """The atoms that a worker has around a tile do not reach as far as what is computed there looks."""
 
 
 class DeviceError(GpurhoError, RuntimeError):
