@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -14,6 +15,7 @@ from sparc_recorded import DATA, unpack
 
 from gpurho.dft.base import DFTSettings, KMesh
 from gpurho.dft.engines import make_engine
+from gpurho.dft.scratch import _make
 from gpurho.dft.sparc import SparcEngine
 from gpurho.dft.sparc_files import read_aimd, read_static
 from gpurho.dft.sparc_inputs import Dynamics, inpt_text, ion_order, ion_text, read_psp8
@@ -134,6 +136,14 @@ def setup(tmp_path, monkeypatch, files):
     settings = DFTSettings(kmesh=KMesh(), grid=(51, 51, 51), tolerance=1e-5)
     yield engine, atoms, settings, lambda: json.loads(log.read_text())
     assert not list(scratch.iterdir()), "a folder of the run was left behind"
+
+
+def test_the_folder_of_a_killed_run_goes(setup):
+    engine, atoms, settings, _ = setup
+    left, lock = _make("sparc", engine.scratch)
+    os.close(lock)  # as the system does
+    engine.ground_state(atoms, settings)
+    assert not left.exists()
 
 
 def test_ground_state(setup, files):

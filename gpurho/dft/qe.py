@@ -7,9 +7,9 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from gpurho.dft.base import DFTSettings, Energies, Label, check_density, check_s
 from gpurho.dft.occupations import band_terms, fermi_level
 from gpurho.dft.processes import execute
 from gpurho.dft.qe_files import PwResult, Value, input_text, read_charge, read_result, replace_charge
+from gpurho.dft.scratch import scratch_folder
 from gpurho.dft.upf import upf_text
 from gpurho.errors import ConvergenceError, EngineError, MissingDependencyError, SettingsError
 from gpurho.structure import Structure
@@ -55,7 +56,7 @@ class QeEngine:
     processes : int
         MPI processes; with k-points each takes its own (pools).
     scratch : path, optional
-        Where temporary folders are made.
+        Where temporary folders are made; those that killed runs left there are removed.
     """
 
     name = "qe"
@@ -185,8 +186,8 @@ class QeEngine:
 
     # -- one run --------------------------------------------------------------------------------------------------
 
-    def _folder(self) -> _Folder:
-        return _Folder(self.scratch)
+    def _folder(self) -> AbstractContextManager[Path]:
+        return scratch_folder("qe", self.scratch)
 
     def _start_from(
         self, folder: Path, structure: Structure, settings: DFTSettings, density: NDArray[np.float64], steps: int = 0
@@ -313,16 +314,6 @@ def write_inputs(
 def _scf(structure: Structure, settings: DFTSettings) -> dict[str, Value]:
     threshold = len(structure) / 32 * (settings.tolerance / ERROR_PER_ROOT) ** 2
     return {"electron_maxstep": settings.max_iterations, "conv_thr": threshold}
-
-
-class _Folder(tempfile.TemporaryDirectory[str]):
-    """A temporary folder as a `Path`."""
-
-    def __init__(self, parent: str | os.PathLike[str] | None) -> None:
-        super().__init__(prefix="gpurho-qe-", dir=parent)
-
-    def __enter__(self) -> Path:  # type: ignore[override]
-        return Path(super().__enter__())
 
 
 def _read_upf(path: Path) -> tuple[str, float]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from gpurho.density import Density
 from gpurho.dft.base import DFTSettings, Energies, Label, check_density
 from gpurho.dft.processes import execute
+from gpurho.dft.scratch import scratch_folder
 from gpurho.dft.sparc_calculation import valence_electrons, write_calculation
 from gpurho.dft.sparc_files import Cycle, Eigen, Output, Static, Step, read_aimd, read_eigen, read_out, read_static
 from gpurho.dft.sparc_inputs import Dynamics, ion_order
@@ -62,7 +62,7 @@ class SparcEngine:
     keywords : mapping, optional
         Keywords of SPARC's input added or replaced.
     scratch : path, optional
-        Where temporary folders are made.
+        Where temporary folders are made; those that killed runs left there are removed.
 
     Raises
     ------
@@ -189,10 +189,8 @@ class SparcEngine:
 
     # -- before a run -------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _folder(self) -> Iterator[Path]:
-        with tempfile.TemporaryDirectory(prefix="gpurho-sparc-", dir=self.scratch) as name:
-            yield Path(name)
+    def _folder(self) -> AbstractContextManager[Path]:
+        return scratch_folder("sparc", self.scratch)
 
     def _run(
         self,
