@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpurho.datasets import Snapshot, extend_dataset, open_dataset, write_dataset
-from gpurho.dft.base import DFTSettings, Label
+from gpurho.dft.base import DFTSettings, Engine, Label, check_structure
 from gpurho.errors import DatasetError, StoreError
 from gpurho.structure import Structure
 from gpurho.units import HARTREE
@@ -43,6 +43,21 @@ def label_key(structure: Structure, settings: DFTSettings, engine: str) -> str:
     at = settings.at(structure).to_dict()
     text = json.dumps([structure.fingerprint(), {name: at[name] for name in KEY_FIELDS}, engine], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def engine_identity(engine: Engine, structure: Structure) -> str:
+    """What of an engine decides its results for a structure, besides the settings.
+
+    Raises
+    ------
+    StructureError, UnknownSpeciesError
+        Where it cannot do the structure.
+    """
+    identity = getattr(engine, "identity", None)
+    if identity is None:
+        check_structure(structure)
+        return engine.name
+    return str(identity(structure))
 
 
 def rounded(values: NDArray[np.floating], bits: int = MANTISSA_BITS) -> NDArray[np.float32]:
@@ -187,7 +202,7 @@ class LabelStore:
         """Make a label durable."""
         try:
             write_dataset(self._part(key), [snapshot])
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except (DatasetError, OSError) as error:
             raise StoreError(f"label {key} cannot be kept: {error}") from None
         self._failed(key).unlink(missing_ok=True)
@@ -225,7 +240,7 @@ class LabelStore:
         order = sorted([*self._finished, *new], key=lambda key: place.get(key, -1))
         try:
             extend_dataset(self.out, [self._part(key) for key in new], _ranks([*self._finished, *new], order))
-            _sync_folder(self.out.absolute().parent)
+            sync_folder(self.out.absolute().parent)
         except (DatasetError, OSError) as error:
             reason = " ".join(str(error).split())
             raise StoreError(f"{reason}; the labels are safe in {self.folder}: make room and run again") from None
@@ -252,7 +267,7 @@ def _ranks(items: list[str], order: list[str]) -> list[int]:
     return [free[name].pop(0) for name in items]
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """A renamed file survives a power cut only when its folder is on disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:

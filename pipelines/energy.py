@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +17,10 @@ import numpy as np
 
 from gpurho.dft.base import DFTSettings, Engine
 from gpurho.dft.engines import ENGINES, make_engine
+from gpurho.energyjournal import EnergyJournal
 from gpurho.eos import FORMS, EquationOfState, fit_eos
 from gpurho.errors import DatasetError, GpurhoError, SettingsError, StructureError
+from gpurho.labelstore import engine_identity, label_key
 from gpurho.structure import Structure, as_structure
 from gpurho.units import HARTREE
 
@@ -75,6 +80,7 @@ def eos_scan(
     self_consistent: bool = True,
     form: str = "birchmurnaghan",
     cell_atoms: int | None = None,
+    out: str | os.PathLike[str] | None = None,
     progress: Callable[[], Any] | None = None,
 ) -> list[EosRow]:
     """Equations of state of a structure scaled in all directions: self-consistent, and of a model's densities.
@@ -95,6 +101,9 @@ def eos_scan(
         See `gpurho.eos.fit_eos`.
     cell_atoms : int, optional
         Atoms of the cubic cell whose edge is the lattice parameter.
+    out : path, optional
+        Where each energy is kept the moment it is known. One that the file has, of the same structure, settings, engine
+        and prediction, is not computed again.
     progress : callable, optional
         Called after each calculation.
 
@@ -103,6 +112,12 @@ def eos_scan(
     list of EosRow
         "SCF" and "model", as asked for. The energies are free energies, which the density's error enters in second
         order.
+
+    Raises
+    ------
+    SettingsError, StructureError, EngineError
+    StoreError
+        Where another run writes to `out`, it is a file of another kind, or it cannot be written.
     """
     structure = as_structure(atoms)
     if model is None and not self_consistent:
@@ -113,27 +128,53 @@ def eos_scan(
     cells = [scaled(structure, s) for s in sorted(scales)]
     first = (settings or DFTSettings()).at(cells[0])
     fixed = replace(first, grid=None if settings is None else settings.grid, forces=False)
-    found: dict[str, list[float]] = {}
-    for cell in cells:
-        if self_consistent:
-            label = solver.ground_state(cell, fixed)
-            found.setdefault("SCF", []).append(label.energies.free_energy)
-            if progress is not None:
-                progress()
-        if model is not None:
-            from gpurho.pipelines.predict import predict
-
-            rho = predict(cell, model, grid=fixed.shape(cell), uncertainty=None, progress=False)
-            harris = solver.one_shot(cell, np.asarray(rho.mean, dtype=np.float64), fixed)
-            found.setdefault("model", []).append(harris.free_energy)
-            if progress is not None:
-                progress()
+    sources: dict[str, Callable[[Structure], float]] = {}
+    if self_consistent:
+        sources["SCF"] = lambda cell: solver.ground_state(cell, fixed).energies.free_energy
+    if model is not None:
+        sources["model"] = lambda cell: _harris(cell, model, solver, fixed)
+    found: dict[str, list[float]] = {source: [] for source in sources}
+    with EnergyJournal(out) if out is not None else nullcontext() as kept:
+        for cell in cells:
+            for source, energy in sources.items():
+                if kept is None:
+                    value = energy(cell)
+                else:
+                    key = _energy_key(cell, None if source == "SCF" else model, solver, fixed)
+                    about = {"source": source, "volume": cell.volume, "atoms": len(cell), "engine": solver.name}
+                    value = kept.make(key, partial(energy, cell), **about)
+                found[source].append(value)
+                if progress is not None:
+                    progress()
     n = len(structure)
     volumes = [cell.volume / n for cell in cells]
     return [
         EosRow(source, fit_eos(volumes, np.array(values) / n, form), cell_atoms or cubic_cell(structure))
         for source, values in found.items()
     ]
+
+
+def _harris(cell: Structure, model: Any, engine: Engine, settings: DFTSettings) -> float:
+    """Free energy of a model's density, eV."""
+    from gpurho.pipelines.predict import predict
+
+    rho = predict(cell, model, progress=False, **_prediction(cell, settings))
+    return engine.one_shot(cell, np.asarray(rho.mean, dtype=np.float64), settings).free_energy
+
+
+def _prediction(cell: Structure, settings: DFTSettings) -> dict[str, Any]:
+    return {"grid": settings.shape(cell), "uncertainty": None}
+
+
+def _energy_key(cell: Structure, model: Any, engine: Engine, settings: DFTSettings) -> str:
+    """A hash of all that decides an energy: the ground state's, or that of a model's density."""
+    words = engine_identity(engine, cell)
+    if model is not None:
+        from gpurho.pipelines.settings import settle
+
+        density = settle(cell, model, **_prediction(cell, settings)).settings()
+        words += f", one shot at {json.dumps(density, sort_keys=True)}"
+    return label_key(cell, settings, words)
 
 
 def eos_of_dataset(path: Path, form: str = "birchmurnaghan") -> list[EosRow]:
@@ -239,10 +280,11 @@ def add_parser(commands: Any) -> None:
     eos.add_argument("--model", help="also from the densities of this model: name or file")
     eos.add_argument("--no-scf", action="store_true", help="the model alone")
     eos.add_argument("--form", default=FORMS[0], choices=FORMS, help="(%(default)s)")
+    eos.add_argument("--out", type=Path, metavar="FILE", help="energies of a scan, kept one by one; resumable")
     eos.add_argument("--json", action="store_true", help="as JSON")
     eos.add_argument("--quiet", action="store_true", help="no progress bar")
     add_settings(eos)
-    eos.set_defaults(run=run_eos)
+    eos.set_defaults(run=run_eos, kept="finished energies are safe: run the same command again to go on")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -271,12 +313,17 @@ def run_eos(options: argparse.Namespace) -> None:
     """Run ``gpurho eos``."""
     path = Path(options.target)
     if path.suffix in (".h5", ".hdf5"):
+        _check_no_out(options)
         rows = eos_of_dataset(path, options.form)
     elif path.is_file():
         from gpurho.pipelines.structures import read_structures
 
         frames = read_structures(path)
-        rows = eos_of_frames(frames, options.form) if len(frames) > 1 else _scan(frames[0], None, options)
+        if len(frames) > 1:
+            _check_no_out(options)
+            rows = eos_of_frames(frames, options.form)
+        else:
+            rows = _scan(frames[0], None, options)
     else:
         from gpurho.builders import crystal
 
@@ -289,6 +336,11 @@ def run_eos(options: argparse.Namespace) -> None:
         atoms = crystal(options.target, options.repeat)
         rows = _scan(atoms, float(one.cell.lengths()[0]), options)
     print(json.dumps([row.to_dict() for row in rows]) if options.json else eos_table(rows))
+
+
+def _check_no_out(options: argparse.Namespace) -> None:
+    if options.out is not None:
+        raise SettingsError(f"{options.target} has its energies, so there are none to keep; leave --out out")
 
 
 def _scan(atoms: Atoms, a: float | None, options: argparse.Namespace) -> list[EosRow]:
@@ -318,5 +370,6 @@ def _scan(atoms: Atoms, a: float | None, options: argparse.Namespace) -> list[Eo
             model=options.model,
             self_consistent=not options.no_scf,
             form=options.form,
+            out=options.out,
             progress=bar.update,
         )

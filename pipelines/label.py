@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gpurho.dft.base import DFTSettings, Engine, KMesh, check_structure
+from gpurho.dft.base import DFTSettings, Engine, KMesh
 from gpurho.dft.engines import make_engine
 from gpurho.errors import GpurhoError, SettingsError, StoreError, StructureError
-from gpurho.labelstore import LabelStore, as_snapshot, label_key
+from gpurho.labelstore import LabelStore, as_snapshot, engine_identity, label_key
 from gpurho.pipelines.workers import available_cores, run_tasks
 from gpurho.structure import Structure, as_structure
 
@@ -147,11 +147,8 @@ def label(
 def _task(number: int, item: Atoms | Structure, settings: DFTSettings, engine: Engine) -> _Task:
     try:
         structure = as_structure(item)
-        identity = getattr(engine, "identity", None)
-        if identity is None:
-            check_structure(structure)
+        name = engine_identity(engine, structure)
         meta = _plain(getattr(item, "info", {}))
-        name = engine.name if identity is None else identity(structure)
         meta.setdefault("family", structure.to_ase().get_chemical_formula())
         return _Task(number, label_key(structure, settings, name), structure, meta)
     except GpurhoError as error:

@@ -63,7 +63,7 @@ LAYERS = [
     | {"formats", "formats_cube", "formats_vasp", "formats_xsf", "formats_sparc", "_textfields"}
     | {"plotstyle", "plotplanes", "plotmaps", "plotlines", "plothistograms", "ploterrors"}
     | {"formats_vti", "formats_atoms", "views", "refinement"},
-    {"dft", "sampling", "labelstore", "energy", "eos", "trainingset", "training"}
+    {"dft", "sampling", "labelstore", "energy", "energyjournal", "eos", "trainingset", "training"}
     | {
         "contraction",
         "trainsettings",
