@@ -1,4 +1,4 @@
-"""Density files as other programs write them, their errors, and snapshots made of them."""
+"""Density files as other programs write them, and their errors."""
 
 from __future__ import annotations
 
@@ -8,18 +8,13 @@ import subprocess
 
 import numpy as np
 import pytest
-from predict_tools import TRICLINIC, triclinic_structure, wave
+from foreign_texts import SHAPE, TEXTS, VOLUME, check, chgcar_text, closed_form, cube_text, xsf_text
+from predict_tools import TRICLINIC, triclinic_structure
 
-from gpurho.datasets import open_dataset, write_dataset
-from gpurho.density import Density, region_grid
-from gpurho.errors import DatasetError, FormatError
+from gpurho.errors import FormatError
 from gpurho.formats import read_density, snapshot_from_density_file
-from gpurho.grid import Grid
 from gpurho.structure import Structure
 from gpurho.units import BOHR
-
-SHAPE = (6, 5, 7)
-VOLUME = abs(np.linalg.det(TRICLINIC))
 
 
 @pytest.fixture(scope="module")
@@ -28,70 +23,8 @@ def structure():
 
 
 @pytest.fixture(scope="module")
-def values(structure):
-    """The closed form on the grid, e/angstrom^3; its mean is 0.3 exactly."""
-    field = wave(Grid(SHAPE, TRICLINIC), structure)
-    assert field.mean() == pytest.approx(0.3, abs=1e-12)
-    return field
-
-
-def cube_text(values, structure, unit=BOHR, outside=False, head="0.0 0.0 0.0", end="\n"):
-    """A cube by the book, lengths in Bohr or (unit=1) in angstrom, as pp.x lays it out."""
-    sign = 1 if unit == BOHR else -1
-    positions = structure.positions + (structure.cell.T @ [1, -2, 1] if outside else 0)
-    lines = ["Cubfile created from PWScf calculation", "Contains the selected quantity on a FFT grid"]
-    lines += [f"{len(positions)} {head}"]
-    lines += [
-        f"{sign * n} " + " ".join(f"{x / n / unit:.8f}" for x in row)
-        for n, row in zip(values.shape, TRICLINIC, strict=True)
-    ]
-    lines += [
-        f"{z} {z}.0 " + " ".join(f"{x / unit:.8f}" for x in p)
-        for z, p in zip(structure.numbers, positions, strict=True)
-    ]
-    for row in (values * BOHR**3).reshape(-1, values.shape[2]):
-        lines += [" ".join(f"{v:.5E}" for v in row[i : i + 6]) for i in range(0, len(row), 6)]
-    return end.join(lines) + end
-
-
-def chgcar_text(values, structure, scale="1.0", cell=TRICLINIC, mode="Direct", rest="", tail="", form="{:.11E}"):
-    """A CHGCAR by the book; `rest` follows the values, `tail` each line."""
-    order = np.argsort(structure.numbers)
-    fractions = (structure.positions @ np.linalg.inv(TRICLINIC))[order]
-    rows = fractions if mode[0] in "DdS" else structure.positions[order] / float(scale.split()[0])
-    lines = ["a comment", scale, *(" ".join(map(repr, map(float, row))) for row in cell), "Al Si", "1 2"]
-    lines += mode.split("/")
-    lines += [" ".join(map(repr, map(float, row))) + (" T T F" if "/" in mode else "") for row in rows]
-    flat = (values * VOLUME).transpose(2, 1, 0).reshape(-1)
-    lines += ["", " ".join(map(str, values.shape))]
-    lines += [" ".join(form.format(v) for v in flat[i : i + 5]) for i in range(0, len(flat), 5)]
-    return "".join(f"{line}{tail}\n" for line in lines) + rest
-
-
-def xsf_text(values, structure, repeat=True, unit="", head="CRYSTAL", vectors=None):
-    """An xsf file by the book: a general grid, x fastest."""
-    full = np.pad(values, [(0, 1)] * 3, mode="wrap") if repeat else values
-    if vectors is None:
-        n = np.array(values.shape)[:, None]
-        vectors = TRICLINIC if repeat else TRICLINIC * (n - 1) / n
-    rows = lambda array: [" ".join(f"{x:.9f}" for x in row) for row in array]  # noqa: E731
-    lines = [head, "PRIMVEC", *rows(TRICLINIC), "CONVVEC", *rows(TRICLINIC), "PRIMCOORD", f"{len(structure)} 1"]
-    lines += [f"{s} {r}" for s, r in zip(("Si", "Al", "14"), rows(structure.positions), strict=True)]
-    lines += ["BEGIN_BLOCK_DATAGRID_3D", f"3D_PWSCF {unit}", "DATAGRID_3D_UNKNOWN"]
-    lines += [" ".join(map(str, full.shape)), "0.0 0.0 0.0", *rows(vectors)]
-    lines += [" ".join(f"{v:.9E}" for v in full.T.reshape(-1)), "END_DATAGRID_3D", "END_BLOCK_DATAGRID_3D"]
-    return "\n".join(lines) + "\n"
-
-
-def check(found, values, structure, outside=False):
-    np.testing.assert_allclose(found.mean, values, rtol=3e-5)
-    np.testing.assert_allclose(found.grid.cell, TRICLINIC, atol=1e-6)
-    np.testing.assert_allclose(found.structure.cell, TRICLINIC, atol=1e-6)
-    off = (found.structure.positions - structure.positions) @ np.linalg.inv(TRICLINIC)
-    np.testing.assert_allclose(off, np.round(off), atol=1e-6)
-    assert np.any(np.round(off) != 0) == outside
-    assert found.structure.numbers.tolist() == structure.numbers.tolist()
-    assert found.electrons == pytest.approx(0.3 * VOLUME, rel=2e-5)
+def values():
+    return closed_form()
 
 
 # -- cube -------------------------------------------------------------------------------------------------------
@@ -283,8 +216,6 @@ def test_xsf_of_something_else(tmp_path, values, structure):
 
 # -- all of them ------------------------------------------------------------------------------------------------
 
-TEXTS = {"rho.cube": cube_text, "CHGCAR": chgcar_text, "rho.xsf": xsf_text, "rho.dens": cube_text}
-
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_lines_of_windows(tmp_path, values, structure, name):
@@ -337,92 +268,6 @@ def test_counts_beyond_all_memory(tmp_path, values, structure):
     path.write_text("\n".join(lines))
     with pytest.raises(FormatError, match="not whole"):
         read_density(path)
-
-
-# -- snapshots --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def whole(values):
-    """The closed form with three electrons in the cell."""
-    return values * (3 / (0.3 * VOLUME))
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_snapshot(tmp_path, whole, structure, name):
-    path = tmp_path / name
-    field = whole * BOHR**3 if name == "rho.xsf" else whole
-    path.write_text(TEXTS[name](field, structure))
-    found = snapshot_from_density_file(path, temperature_K=315.0)
-    assert found.electrons == 3
-    np.testing.assert_allclose(found.density, whole, rtol=3e-5)
-    assert found.meta == {"source": str(path), "temperature_K": 315.0}
-    data = write_dataset(tmp_path / "set.h5", [found])
-    again = open_dataset(data.path)[0]
-    np.testing.assert_array_equal(again.density, found.density)
-    assert again.meta["temperature_K"] == 315.0
-    np.testing.assert_array_equal(again.structure.positions, found.structure.positions)
-
-
-def test_snapshot_of_this_librarys_file(tmp_path, whole, structure):
-    rho = Density(Grid(SHAPE, TRICLINIC), structure, whole.astype(np.float32))
-    rho.write(tmp_path / "rho.h5")
-    found = snapshot_from_density_file(tmp_path / "rho.h5")
-    np.testing.assert_array_equal(found.density, whole.astype(np.float32))
-    part = Density(region_grid(rho.grid, ((0, 3), (0, 5), (0, 7))), structure, whole[:3].astype(np.float32))
-    part.write(tmp_path / "part.h5")
-    with pytest.raises(FormatError, match="does not match its atoms' cell"):
-        snapshot_from_density_file(tmp_path / "part.h5")
-
-
-def test_snapshot_moves_the_origin(tmp_path, structure):
-    """A grid that begins elsewhere: the atoms move with it, and the density at each atom stays what it was."""
-    from gpurho.sections import interpolate
-
-    shape, origin = (24, 20, 28), np.array([0.7, -0.4, 1.1])
-    grid = Grid(shape, TRICLINIC, origin)
-    fractions = (grid.points() @ np.linalg.inv(TRICLINIC)).T * 2 * np.pi
-    field = (0.3 + 0.1 * np.cos(fractions[0]) + 0.05 * np.sin(2 * fractions[1] - fractions[2])).reshape(shape)
-    field *= 3 / (0.3 * VOLUME)
-    path = tmp_path / "rho.cube"
-    path.write_text(cube_text(field, structure, head=" ".join(f"{x / BOHR:.8f}" for x in origin)))
-    found = snapshot_from_density_file(path)
-    np.testing.assert_allclose(found.structure.positions, structure.positions - origin, atol=1e-7)
-    s = (structure.positions @ np.linalg.inv(TRICLINIC)).T * 2 * np.pi
-    want = (0.3 + 0.1 * np.cos(s[0]) + 0.05 * np.sin(2 * s[1] - s[2])) * 3 / (0.3 * VOLUME)
-    at = interpolate(found.density, found.grid, found.structure.positions, 3)
-    np.testing.assert_allclose(at, want, rtol=2e-3)
-    assert np.ptp(want) > 0.03
-
-
-def test_snapshot_errors(tmp_path, whole, structure):
-    path = tmp_path / "rho.cube"
-    path.write_text(cube_text(whole, structure))
-    with pytest.raises(DatasetError, match="not the 4"):
-        snapshot_from_density_file(path, electrons=4)
-    assert snapshot_from_density_file(path, structure=structure).electrons == 3
-    stretched = Structure(structure.positions, structure.numbers, TRICLINIC * 1.001, [True] * 3)
-    with pytest.raises(FormatError, match="does not match its atoms' cell"):
-        snapshot_from_density_file(path, structure=stretched)
-    other = Structure(structure.positions, [13, 13, 14], TRICLINIC, [True] * 3)
-    with pytest.raises(FormatError, match="other elements"):
-        snapshot_from_density_file(path, structure=other)
-    path.write_text(cube_text(whole * 1.2, structure))
-    with pytest.raises(FormatError, match="no whole number"):
-        snapshot_from_density_file(path)
-    path.write_text(cube_text(whole * 14, structure))
-    with pytest.raises(FormatError, match="unit"):
-        snapshot_from_density_file(path)
-    # The atoms of a larger cell, folded into that of the grid, meet each other.
-    double = Structure(
-        np.concatenate([structure.positions, structure.positions + TRICLINIC[0]]),
-        [14, 13, 14] * 2,
-        TRICLINIC,
-        [True] * 3,
-    )
-    path.write_text(cube_text(whole, double))
-    with pytest.raises(FormatError, match="apart"):
-        snapshot_from_density_file(path)
 
 
 # -- Quantum ESPRESSO -------------------------------------------------------------------------------------------
