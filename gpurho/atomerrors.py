@@ -45,8 +45,8 @@ def atom_errors(density: Density, model: DensityModel, device: str = "cpu") -> N
     counts = np.zeros(n)
     for box in blocks(density.mean):
         tile = Tile(0, *(tuple(getattr(s, end) for s in box) for end in ("start", "stop")))
-        rows, weight = sublattice(tile, density.grid.steps, STEP)
-        places = density.grid.points(tile.start, tile.stop)[rows]
+        thin, weight = sublattice(tile, density.grid.steps, STEP)
+        places = density.grid.points(tile.start, tile.stop).reshape(*tile.shape, 3)[thin].reshape(-1, 3)
         points, owners, shares = finder.owners(places)
         values = environment.point_features(places).values
         features = values if isinstance(values, torch.Tensor) else torch.from_numpy(values)

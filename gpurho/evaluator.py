@@ -1,42 +1,34 @@
-"""The fast path from features to densities: fixed batches through a frozen network, on any torch device."""
+"""The fast path from features to densities on any torch device: a network's outputs, scaled and calibrated."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from gpurho.domain import domain_excess, extrapolation_sigma
+from gpurho.domain import extrapolation_sigma
 from gpurho.errors import DeviceError, ModelError, SettingsError
-from gpurho.layers import LOG_VARIANCE_LIMITS, transform_features
-from gpurho.prediction import OUTPUT_ROWS
+from gpurho.layers import LOG_VARIANCE_LIMITS
 from gpurho.uncertainty import CalibrationFactors, curve_factors
 
-CPU_BATCH = 4096
-"""Most points per batch on a CPU; narrow networks take them all, wide ones fewer: `cpu_batch`."""
-
-CPU_ACTIVATION_BYTES = 2**20
-"""Most bytes of one layer's activations on a CPU, so that a few of them stay in a core's cache."""
-
-CUDA_BATCH = 65536
-"""Points per batch on a GPU: enough to fill it; nine layers of bf16 activations take about 0.3 GB."""
+if TYPE_CHECKING:
+    from gpurho.fused import FusedNetwork
+    from gpurho.scriptnet import ScriptNetwork
 
 PRECISIONS = ("auto", "fp32", "bf16")
+EXECUTORS = ("script", "fused")
 UNCERTAINTIES = ("analytic", "last-layer", "sampled", None)
 MAX_SAMPLES = 10_000
+FIELDS = ("mean", "aleatoric", "epistemic")
 
 
 class Evaluator:
     """Features in, density and its two standard deviations out; made by `DensityModel.evaluator`.
 
-    Points are taken in batches of one fixed size, the last one padded, so that a point's result has the same bits
-    however many points come with it. Features are transformed and standardised in float32, hidden layers run in
-    `precision`, the output layer in float32. On one machine and number of threads, results repeat bit for bit;
-    between machines or thread counts the matrix products may round differently.
+    A point's result has the same bits however many points come with it. On one machine and number of threads, results
+    repeat bit for bit; between machines or thread counts the matrix products may round differently.
 
     Attributes
     ----------
@@ -44,57 +36,30 @@ class Evaluator:
     precision : "fp32" or "bf16"
         As resolved from "auto".
     uncertainty : "analytic", "last-layer", "sampled" or None
-    batch_size : int
+    n_features : int
+        Columns that the features must have.
     n_outside : int
         Points so far that lay a standard deviation or more outside of the training domain (with uncertainty only).
     """
 
     def __init__(
         self,
-        networks: Sequence[Any],
+        network: ScriptNetwork | FusedNetwork,
         *,
-        feature_mean: Tensor,
-        feature_std: Tensor,
-        feature_low: Tensor,
-        feature_high: Tensor,
-        columns: list[int],
-        length: float,
+        n_features: int,
         density_mean: float,
         density_std: float,
-        baseline: Tensor | None,
         density_rms: float,
         factors: CalibrationFactors,
-        device: torch.device,
         precision: str,
         uncertainty: str | None,
-        batch_size: int | None = None,
     ) -> None:
-        self.device, self.precision, self.uncertainty = device, precision, uncertainty
-        default = CPU_BATCH if device.type == "cpu" else CUDA_BATCH
-        self.batch_size = default if batch_size is None else int(batch_size)
-        if self.batch_size < 1:
-            raise SettingsError(f"batch_size {batch_size!r} is not a whole number from 1 up")
-        self._network, self._samples = networks[0], list(networks[1:])
-        self._columns, self._length = columns, length
-        # (x - mean) / std as one multiply-add.
-        self._slope = (1.0 / feature_std).to(device)
-        self._shift = (-feature_mean / feature_std).to(device)
-        self._low = ((feature_low - feature_mean) / feature_std).to(device)
-        self._high = ((feature_high - feature_mean) / feature_std).to(device)
-        self.n_outside = 0
+        self.device, self.precision, self.uncertainty = network.device, precision, uncertainty
+        self.n_features, self.n_outside = n_features, 0
+        self._network = network
         self._offset, self._scale = float(density_mean), float(density_std)
         self._rms = float(density_rms)
-        self._baseline: Tensor | None = None
-        if baseline is not None:
-            # One useful row of many: see the output layer of `PredictionNetwork`.
-            self._baseline = F.pad(baseline[None], (0, 0, 0, OUTPUT_ROWS - 1)).to(device)
-        self._factors, self._curve = factors, factors.tensors(device)
-        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-
-    @property
-    def n_features(self) -> int:
-        """Columns that the features must have."""
-        return self._slope.numel()
+        self._factors, self._curve = factors, factors.tensors(self.device)
 
     def __call__(self, features: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Evaluate points.
@@ -115,46 +80,52 @@ class Evaluator:
         ModelError
             When an output is not finite.
         """
+        values, flags = self.unchecked(features)
+        self.settle(flags.tolist(), features.size(0))
+        if self.uncertainty is None:
+            return values[0], None, None
+        mean, aleatoric, epistemic = values
+        return mean, aleatoric, epistemic
+
+    def unchecked(self, features: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The fields of `__call__` that there are, and what `settle` has to see once it is on the host.
+
+        Nothing waits for the device here.
+        """
         self._check(features)
-        n = features.size(0)
-        with_sigma = self.uncertainty is not None
-        mean = torch.empty(n, dtype=torch.float32, device=self.device)
-        log_variance = torch.empty_like(mean) if with_sigma else None
-        variance = torch.empty_like(mean) if with_sigma else None
-        excess = torch.empty_like(mean)
-        superposition = torch.empty_like(mean) if self._baseline is not None else torch.zeros(1, device=self.device)
-        # Without the profiling executor a call runs the same kernels the first time and every time after.
-        with torch.inference_mode(), torch.jit.optimized_execution(False):
-            for start in range(0, n, self.batch_size):
-                rows = slice(start, min(start + self.batch_size, n))
-                count = rows.stop - rows.start
-                inputs = self._standardised(features[rows])
-                x = self._padded(inputs)
-                out, spread = self._network(x)
-                mean[rows] = out[:count, 0]
-                if self._baseline is not None:
-                    superposition[rows] = self._two_body(features[rows], self._baseline)
-                if log_variance is not None and variance is not None:
-                    excess[rows] = domain_excess(inputs, self._low, self._high)
-                    log_variance[rows] = out[:count, 1]
-                    variance[rows] = (self._sample_variance(x, out) if self._samples else spread)[:count]
-            # In place and once over all points; the network's outputs are in units of the standardised target.
-            mean.mul_(self._scale).add_(self._offset).add_(superposition)
-            if log_variance is None or variance is None:
-                _require_finite(mean, "mean")
-                return mean, None, None
+        with torch.inference_mode():
+            out = self._network(features)
+            # In place; the network's outputs are in units of the standardised target.
+            mean = out.density.mul_(self._scale).add_(self._offset)
+            if out.superposition is not None:
+                mean.add_(out.superposition)
+            if out.log_variance is None or out.variance is None or out.excess is None:
+                return [mean], _flags([mean], None)
             factors = self._factors
-            aleatoric = log_variance.clamp_(*LOG_VARIANCE_LIMITS).mul_(0.5).exp_().mul_(self._scale * factors.aleatoric)
-            epistemic = variance.sqrt_().mul_(self._scale * factors.epistemic)
+            aleatoric = out.log_variance.clamp_(*LOG_VARIANCE_LIMITS).mul_(0.5).exp_()
+            aleatoric.mul_(self._scale * factors.aleatoric)
+            epistemic = out.variance.sqrt_().mul_(self._scale * factors.epistemic)
             if factors.density:
                 factor = curve_factors(mean, *self._curve)
                 aleatoric.mul_(factor)
                 epistemic.mul_(factor)
-            epistemic = epistemic.hypot_(extrapolation_sigma(excess, self._rms))
-            self.n_outside += int((excess >= 1.0).sum())
-            for name, values in (("mean", mean), ("aleatoric", aleatoric), ("epistemic", epistemic)):
-                _require_finite(values, name)
-        return mean, aleatoric, epistemic
+            epistemic = epistemic.hypot_(extrapolation_sigma(out.excess, self._rms))
+            values = [mean, aleatoric, epistemic]
+            return values, _flags(values, out.excess)
+
+    def settle(self, flags: list[int], n_points: int) -> int:
+        """Take note of the flags of `n_points` points; returns how many of them lie outside of the training domain.
+
+        Raises `ModelError` when an output is not finite.
+        """
+        outside, *bad = flags
+        for name, count in zip(FIELDS, bad, strict=False):
+            if count:
+                raise ModelError(
+                    f"{name} of {count} of {n_points} points is not finite; check the features and the model file"
+                )
+        self.n_outside += outside
+        return outside
 
     def _check(self, features: Tensor) -> None:
         if not isinstance(features, Tensor) or features.ndim != 2 or features.size(1) != self.n_features:
@@ -167,44 +138,6 @@ class Evaluator:
                 f"features are {features.dtype} on {features.device}; give torch.float32 on {self.device}"
             )
 
-    def _standardised(self, features: Tensor) -> Tensor:
-        return torch.addcmul(self._shift, transform_features(features, self._columns, self._length), self._slope)
-
-    def _padded(self, x: Tensor) -> Tensor:
-        """Inputs in the network's precision, filled up to a whole batch."""
-        if x.size(0) == self.batch_size:
-            return x.to(self._dtype)
-        padded = torch.zeros((self.batch_size, x.size(1)), dtype=self._dtype, device=self.device)
-        padded[: x.size(0)] = x
-        return padded
-
-    def _two_body(self, features: Tensor, baseline: Tensor) -> Tensor:
-        """The part of the density that is linear in the leading columns, in a whole batch for the sake of its bits."""
-        leading = torch.zeros((self.batch_size, baseline.size(1)), dtype=torch.float32, device=self.device)
-        leading[: features.size(0)] = features[:, : baseline.size(1)]
-        return F.linear(leading, baseline)[: features.size(0), 0]
-
-    def _sample_variance(self, x: Tensor, out: Tensor) -> Tensor:
-        """Spread of the sampled networks, equation (4); shifted by the prediction, so that nothing cancels."""
-        total = torch.zeros_like(out[:, 0])
-        squares = torch.zeros_like(total)
-        for network in self._samples:
-            difference = network(x)[0][:, 0] - out[:, 0]
-            total += difference
-            squares.addcmul_(difference, difference)
-        count = float(len(self._samples))
-        return (squares / count - (total / count).square()).clamp_(min=0.0)
-
-
-def cpu_batch(width: int, precision: str) -> int:
-    """Points per batch on a CPU for a network of `width` units: a power of two from 512 to `CPU_BATCH`.
-
-    Measured with one thread and with two, against 4096 points: width 250 in fp32 (1024 points) 1.2 to 1.6 times as
-    fast, in bf16 (2048) as fast, or up to 1.5 times with analytic uncertainty; width 64 is fastest with 4096.
-    """
-    points = CPU_ACTIVATION_BYTES // (max(1, width) * (2 if precision == "bf16" else 4))
-    return min(CPU_BATCH, max(512, 1 << (points.bit_length() - 1 if points else 0)))
-
 
 def check_uncertainty(uncertainty: str | None, samples: int) -> None:
     """Raise `SettingsError` for an uncertainty that is not known, or a number of samples out of range."""
@@ -214,6 +147,12 @@ def check_uncertainty(uncertainty: str | None, samples: int) -> None:
         )
     if uncertainty == "sampled" and not (isinstance(samples, int) and 2 <= samples <= MAX_SAMPLES):
         raise SettingsError(f"samples {samples!r} is not a whole number from 2 to {MAX_SAMPLES}")
+
+
+def check_executor(executor: str) -> None:
+    """Raise `SettingsError` for an executor that is not known."""
+    if executor not in EXECUTORS:
+        raise SettingsError(f"executor {executor!r} is not known; give one of {', '.join(EXECUTORS)}")
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -257,9 +196,8 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _require_finite(values: Tensor, name: str) -> None:
-    if not bool(torch.isfinite(values).all()):
-        bad = int((~torch.isfinite(values)).sum())
-        raise ModelError(
-            f"{name} of {bad} of {values.numel()} points is not finite; check the features and the model file"
-        )
+def _flags(fields: list[Tensor], excess: Tensor | None) -> Tensor:
+    """(1 + fields,) int64 on the device: points outside of the training domain, and points of each not finite."""
+    counts = [torch.count_nonzero(~torch.isfinite(values)) for values in fields]
+    outside = torch.zeros_like(counts[0]) if excess is None else torch.count_nonzero(excess >= 1.0)
+    return torch.stack([outside, *counts])

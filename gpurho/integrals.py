@@ -15,6 +15,7 @@ One more component holds the sigma of extrapolation, taken as fully correlated.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -197,8 +198,10 @@ class _Sketch:
         return found
 
 
-def sublattice(tile: Tile, steps: NDArray[np.float64], step: float = SUBLATTICE) -> tuple[NDArray[np.int64], float]:
-    """Points of a tile that stand for all of it: their numbers in C order, and how many points each stands for.
+def sublattice(
+    tile: Tile, steps: NDArray[np.float64], step: float = SUBLATTICE
+) -> tuple[tuple[slice, slice, slice], float]:
+    """Points of a tile that stand for all of it, along each axis, and how many points each stands for.
 
     `steps` (3, 3) are the grid's steps, angstrom. Every n-th point along each axis, one at least, counted from the
     grid's origin where the tile holds such a point.
@@ -207,8 +210,6 @@ def sublattice(tile: Tile, steps: NDArray[np.float64], step: float = SUBLATTICE)
     for start, count, length in zip(tile.start, tile.shape, np.linalg.norm(steps, axis=1), strict=True):
         stride = max(1, int(step / max(float(length), 1e-9) + 1e-9))
         first = -start % stride
-        axes.append(np.arange(first if first < count else count // 2, count, stride))
-    i, j, k = np.ix_(*axes)
-    _, ny, nz = tile.shape
-    rows = ((i * ny + j) * nz + k).reshape(-1)
-    return rows, tile.n_points / len(rows)
+        axes.append(slice(first if first < count else count // 2, count, stride))
+    chosen = math.prod(len(range(count)[axis]) for axis, count in zip(axes, tile.shape, strict=True))
+    return (axes[0], axes[1], axes[2]), tile.n_points / chosen

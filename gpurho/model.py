@@ -13,18 +13,22 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from gpurho.errors import ModelError, SettingsError
 from gpurho.evaluator import Evaluator
-from gpurho.export import ExportedModel, exported_archive, frozen, load_exported
+from gpurho.export import ExportedModel, exported_archive, load_exported
 from gpurho.layers import DensityNetwork, inverse_softplus_tensor
 from gpurho.modelspec import ModelSpec
 from gpurho.prediction import PredictionNetwork
 from gpurho.tensorfiles import check_metadata, check_tensors, tensor_file
+
+if TYPE_CHECKING:
+    from gpurho.fused import FusedNetwork
+    from gpurho.scriptnet import ScriptNetwork
 
 METADATA_KEY = "gpurho"
 DATA_FOLDER = Path(__file__).parent / "data"
@@ -34,13 +38,6 @@ UNBOUNDED = 1e6
 """Standard deviations of the inputs beyond which the domain of a model ends that does not know its bounds."""
 
 MAX_FILE_BYTES = 2 * 2**30
-
-KEPT_FROZEN = 4
-"""Sets of frozen networks that are kept, the last ones used."""
-
-_FROZEN: dict[tuple[Any, ...], list[Any]] = {}
-# TorchScript never gives back what freezing and running a network takes, half a MiB each time, so that a process which
-# predicts again and again has to use the same one.
 
 
 class DensityModel:
@@ -181,51 +178,38 @@ class DensityModel:
         samples: int = 30,
         seed: int = 0,
         batch_size: int | None = None,
+        executor: str = "script",
     ) -> Evaluator:
-        """The fast path from features to densities; see `gpurho.evaluator.Evaluator`."""
-        from gpurho.evaluator import check_uncertainty, cpu_batch, resolve_device, resolve_precision
+        """The fast path from features to densities; see `gpurho.evaluator.Evaluator`.
+
+        `executor` is "script" (TorchScript, in batches of `batch_size` points) or "fused" (`gpurho.fused`).
+        """
+        from gpurho.evaluator import check_executor, check_uncertainty, resolve_device, resolve_precision
 
         where = resolve_device(device)
         resolved = resolve_precision(precision, where)
         check_uncertainty(uncertainty, samples)
-        dtype = torch.bfloat16 if resolved == "bf16" else torch.float32
+        check_executor(executor)
         if self.spec.network.n_hidden == 0:
-            dtype, resolved = torch.float32, "fp32"  # the output layer, which is all there is, runs in float32
-        if batch_size is None and where.type == "cpu":
-            batch_size = cpu_batch(self.spec.network.shapes(self.spec.descriptor.n_features)[-1][1], resolved)
+            resolved = "fp32"  # the output layer, which is all there is, runs in float32
+        samples = samples if uncertainty == "sampled" else 0
+        from gpurho.executors import fused_network, script_network
+
+        network: ScriptNetwork | FusedNetwork
+        if executor == "fused":
+            network = fused_network(self, where, resolved, uncertainty, samples, seed)
+        else:
+            network = script_network(self, where, resolved, uncertainty, samples, seed, batch_size)
         return Evaluator(
-            self._frozen(where, dtype, uncertainty, samples if uncertainty == "sampled" else 0, seed),
-            feature_mean=self.tensors["feature_mean"],
-            feature_std=self.tensors["feature_std"],
-            feature_low=self.tensors["feature_low"],
-            feature_high=self.tensors["feature_high"],
-            columns=self.spec.distance_columns(),
-            length=self.spec.distance_length,
+            network,
+            n_features=self.spec.descriptor.n_features,
             density_mean=self.spec.density_mean,
             density_std=self.spec.density_std,
-            baseline=self.baseline,
             density_rms=self.density_rms,
             factors=self.spec.factors(uncertainty),
-            device=where,
             precision=resolved,
             uncertainty=uncertainty,
-            batch_size=batch_size,
         )
-
-    def _frozen(
-        self, where: torch.device, dtype: torch.dtype, uncertainty: str | None, samples: int, seed: int
-    ) -> list[Any]:
-        """The network, and those of drawn weights, frozen; the same ones again for the same model and settings."""
-        key = (self.fingerprint(), str(where), dtype, uncertainty, samples, seed if samples else 0)
-        networks = _FROZEN.pop(key, None)
-        if networks is None:
-            networks = [frozen(self.prediction_network(dtype, uncertainty), where)]
-            for index in range(samples):
-                networks.append(frozen(self.prediction_network(dtype, None, self.drawn(seed, index)), where))
-        _FROZEN[key] = networks
-        while len(_FROZEN) > KEPT_FROZEN:
-            _FROZEN.pop(next(iter(_FROZEN)), None)
-        return networks
 
     def drawn(self, seed: int, index: int) -> list[list[Tensor]]:
         """Draw number `index` of the run `seed` from the posterior: [weights, biases], by layer."""

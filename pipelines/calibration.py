@@ -113,7 +113,7 @@ def _identity(job: Job) -> list[Any]:
     steps = np.linalg.norm(job.grid.steps, axis=1).round(3).tolist()
     density = round(len(job.structure) / job.structure.volume, 4)
     samples = job.samples if job.uncertainty == "sampled" else None
-    how = [job.precision, job.uncertainty, samples, job.keep.to_items(), steps, density]
+    how = [job.precision, job.executor, job.uncertainty, samples, job.keep.to_items(), steps, density]
     return [library_version(), job.model.fingerprint(), *device, *how]
 
 
@@ -133,7 +133,7 @@ def measure(job: Job) -> Rates:
         features, _ = stages.features(box)
         stages.synchronize()
         row[0] = time.perf_counter() - begin
-        outputs, _ = stages.network(features, box)
+        outputs = stages.network(features, box)
         stages.synchronize()
         row[1] = time.perf_counter() - begin - row[0]
         results, _ = stages.reduced(outputs, box)

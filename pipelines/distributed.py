@@ -177,6 +177,7 @@ class _Work:
             session=self.session,
             device=job.device.split(":")[0],
             precision=job.precision,
+            executor=job.executor,
             uncertainty=job.uncertainty,
             samples=job.samples,
             seed=job.seed,

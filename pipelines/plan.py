@@ -156,7 +156,7 @@ def _probe(job: Job) -> tuple[float, float]:
         features, _ = stages.features(box)
         stages.synchronize()
         middle = time.perf_counter()
-        stages.fetch(stages.network(features, box)[0])()
+        stages.fetch(stages.network(features, box))()
         spent = (middle - begin, time.perf_counter() - middle)
     return box.n_points / spent[0], box.n_points / spent[1]
 

@@ -50,6 +50,7 @@ def predict(
     out: str | Path | None = None,
     resume: bool = True,
     precision: str = "auto",
+    executor: str = "script",
     progress: bool = True,
     tile_shape: Sequence[int] | None = None,
     keep: Keep | str | Sequence[str] | None = None,
@@ -89,6 +90,8 @@ def predict(
     resume : bool
         False starts again and replaces what is at `out`.
     precision : "auto", "bf16" or "fp32"
+    executor : "script" or "fused"
+        The network by TorchScript, or on a GPU as one Triton kernel (`gpurho.fused`), which is not measured yet.
     progress : bool
         A progress bar, if standard error is a terminal.
     tile_shape : 3 ints
@@ -129,6 +132,7 @@ def predict(
         conserve=conserve,
         region=region,
         precision=precision,
+        executor=executor,
         tile_shape=tile_shape,
         keep=keep,
     )

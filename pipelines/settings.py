@@ -31,6 +31,7 @@ DEFAULT_SPACING = 0.2
 """Mesh spacing in angstrom when none is asked for."""
 
 MAX_TILE_POINTS = 1 << 24
+EXECUTORS = ("script", "fused")
 UNCERTAINTIES = ("analytic", "last-layer", "sampled", None)
 CONSERVATIONS = ("uniform", "uncertainty", None)
 
@@ -61,6 +62,7 @@ class Job:
     bins: tuple[int, int, int] | None = None
     keep: Keep = field(default_factory=Keep)
     halo: float | None = None
+    executor: str = "script"
 
     @property
     def distributed(self) -> bool:
@@ -99,6 +101,7 @@ class Job:
             "device": self.device.split(":")[0],
             "conserve": self.conserve,
             **({} if self.keep.field_alone else {"keep": self.keep.to_items()}),
+            **({} if self.executor == "script" else {"executor": self.executor}),
             "gpurho version": library_version(),
         }
 
@@ -131,12 +134,17 @@ def settle(
     conserve: str | None = None,
     region: Sequence[Sequence[int]] | None = None,
     precision: str = "auto",
+    executor: str = "script",
     tile_shape: Sequence[int] | None = None,
     keep: Keep | str | Sequence[str] | None = None,
 ) -> Job:
     """Settle the arguments of `gpurho.predict`, cheapest checks first; see there."""
     _check_devices(devices, client, device)
-    for name, value, known in (("uncertainty", uncertainty, UNCERTAINTIES), ("conserve", conserve, CONSERVATIONS)):
+    for name, value, known in (
+        ("uncertainty", uncertainty, UNCERTAINTIES),
+        ("conserve", conserve, CONSERVATIONS),
+        ("executor", executor, EXECUTORS),
+    ):
         if value not in known:
             raise SettingsError(f"{name} {value!r} is not known; give one of {', '.join(map(repr, known))}")
     _check_whole("samples", samples, 2, 100_000)
@@ -186,6 +194,7 @@ def settle(
         devices=1 if devices is None else int(devices),
         client=client,
         keep=parts,
+        executor=executor,
     )
 
 

@@ -45,6 +45,7 @@ class Task:
     session: str
     device: str
     precision: str
+    executor: str
     uncertainty: str | None
     samples: int
     seed: int
@@ -116,6 +117,7 @@ def _work(task: Task) -> dict[str, Any]:
         region=region,
         device=task.device,
         precision=task.precision,
+        executor=task.executor,
         uncertainty=task.uncertainty,
         samples=task.samples,
         seed=task.seed,
@@ -195,7 +197,7 @@ def _atoms(task: Task) -> tuple[Structure, NDArray[np.int64]]:
 
 def _model(task: Task) -> Any:
     """The model, loaded once for all runs that need it."""
-    key = tuple(getattr(task, name) for name in ("device", "precision", "uncertainty", "samples", "seed"))
+    key = tuple(getattr(task, name) for name in ("device", "precision", "executor", "uncertainty", "samples", "seed"))
     key += (task.settings["model"],)
     if _HELD.key != key:
         from gpurho.model import DensityModel

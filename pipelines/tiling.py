@@ -155,6 +155,7 @@ class Stages:
         self.evaluator = job.model.evaluator(
             device=job.device,
             precision=job.precision,
+            executor=job.executor,
             uncertainty=job.uncertainty,
             samples=job.samples,
             seed=job.seed,
@@ -176,22 +177,21 @@ class Stages:
         values = made.values if self.cuda else self._torch.from_numpy(made.values)
         return values, {"n_capped": made.n_capped, "n_tied": made.n_tied}
 
-    def network(self, features: Tensor, tile: Tile) -> tuple[list[Tensor], dict[str, int]]:
-        """The fields of a tile on the device; and the points outside of training.
+    def network(self, features: Tensor, tile: Tile) -> list[Tensor]:
+        """The fields of a tile on the device, and what `sorted_out` needs with them; nothing waits for the device.
 
         The fields are the mean and, where wanted, both standard deviations; then comes the vector of the tile's
-        integral, see `gpurho.integrals`.
+        integral, see `gpurho.integrals`, and the flags of `gpurho.evaluator.Evaluator.unchecked`.
         """
-        before = self.evaluator.n_outside
         with self._torch.inference_mode():
-            values = [value for value in self.evaluator(features) if value is not None]
+            values, flags = self.evaluator.unchecked(features)
             if self._errors is not None:
                 from gpurho.integrals import sublattice
 
-                rows, weight = sublattice(tile, self.job.grid.steps)
-                chosen = features[self._torch.from_numpy(rows).to(features.device)]
+                box, weight = sublattice(tile, self.job.grid.steps)
+                chosen = features.view(*tile.shape, -1)[box].reshape(-1, features.size(1))
                 values.append(self._errors(chosen)[0] * weight)
-        return values, {"n_outside": self.evaluator.n_outside - before}
+        return [*values, flags]
 
     def reduced(self, outputs: list[Tensor], tile: Tile) -> tuple[list[Tensor], NDArray[np.int64] | None]:
         """What is kept of the fields that `network` gave, still on the device; and the atoms that their sums are of."""
@@ -205,7 +205,12 @@ class Stages:
     def sorted_out(
         self, arrays: list[NDArray[Any]], tile: Tile, counts: dict[str, int], atoms: NDArray[np.int64] | None
     ) -> tuple[Any, ...]:
-        """Results on the host as `Background.submit` takes them after the tile."""
+        """Results on the host as `Background.submit` takes them after the tile.
+
+        Raises `ModelError` where a field is not finite.
+        """
+        *arrays, flags = arrays
+        counts = counts | {"n_outside": self.evaluator.settle(flags.tolist(), tile.n_points)}
         if self._reducer is None:
             n = len(self.job.names)
             return arrays[:n], counts, arrays[n] if len(arrays) > n else None
@@ -283,13 +288,13 @@ def run_tiles(
             start = time.perf_counter()
             features, counts = stages.features(tile)
             middle = time.perf_counter()
-            outputs, outside = stages.network(features, tile)
+            outputs = stages.network(features, tile)
             results, atoms = stages.reduced(outputs, tile)
             values = stages.fetch(results)
             end = time.perf_counter()
             # The tile before this one comes down while the device works on this one.
             hand_over()
-            waiting = (tile, values, counts | outside, atoms)
+            waiting = (tile, values, counts, atoms)
             timing.features += middle - start
             timing.network += end - middle
             timing.wait += time.perf_counter() - end

@@ -137,14 +137,14 @@ def test_owners_split_the_sum(kind: str) -> None:
 def test_sublattice_stands_for_the_tile() -> None:
     steps = np.diag([0.2, 0.3, 0.8])
     tile = Tile(0, (4, 5, 6), (24, 17, 9))
-    rows, weight = sublattice(tile, steps, 0.7)
-    index = np.array(np.unravel_index(rows, tile.shape)).T + np.array(tile.start)
+    box, weight = sublattice(tile, steps, 0.7)
+    index = np.indices(tile.shape)[:, *box].reshape(3, -1).T + np.array(tile.start)
     assert (index[:, 0] % 3 == 0).all()
     assert (index[:, 1] % 2 == 0).all()
     assert len(np.unique(index[:, 2])) == 3
-    assert weight * len(rows) == pytest.approx(tile.n_points)
-    rows, weight = sublattice(Tile(0, (1, 1, 1), (2, 2, 2)), steps, 5.0)
-    assert rows.tolist() == [0]
+    assert weight * len(index) == pytest.approx(tile.n_points)
+    box, weight = sublattice(Tile(0, (1, 1, 1), (2, 2, 2)), steps, 5.0)
+    assert np.arange(1).reshape(1, 1, 1)[box].tolist() == [[[0]]]
     assert weight == 1.0
 
 

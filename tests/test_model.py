@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from gpurho.descriptors import DescriptorSpec
 from gpurho.errors import DeviceError, ModelError, SettingsError
-from gpurho.evaluator import cpu_batch, cpu_has_bf16, resolve_precision
+from gpurho.evaluator import cpu_has_bf16, resolve_precision
 from gpurho.layers import DensityNetwork, NetworkSpec
 from gpurho.model import (
     DensityModel,
@@ -21,6 +21,7 @@ from gpurho.model import (
     load_model,
     read_spec,
 )
+from gpurho.scriptnet import cpu_batch
 from gpurho.uncertainty import CalibrationFactors
 
 DESCRIPTOR = DescriptorSpec(("Si", "Ge"), 6, 3, 2, 2, 5.0)
