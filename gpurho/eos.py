@@ -69,6 +69,7 @@ def fit_eos(volumes: ArrayLike, energies: ArrayLike, form: str = "birchmurnaghan
         For too few points, values that are not finite, or no minimum between them.
     """
     from ase.eos import EquationOfState as Curve
+    from scipy.optimize import OptimizeWarning
 
     v, e = np.asarray(volumes, dtype=np.float64).reshape(-1), np.asarray(energies, dtype=np.float64).reshape(-1)
     if form not in FORMS:
@@ -92,6 +93,7 @@ def fit_eos(volumes: ArrayLike, energies: ArrayLike, form: str = "birchmurnaghan
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
+            warnings.simplefilter("ignore", OptimizeWarning)  # four points leave the fit no error to estimate
             v0, e0, b = curve.fit(warn=False)
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
         raise SettingsError(f"the points fit no {form} curve ({error}); give points nearer to the minimum") from None
