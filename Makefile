@@ -32,9 +32,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy gpurho kernels pipelines
 
-# What pyright sees of the package as it is installed: `pipelines` in it. Kernels get their types from Numba.
+# What pyright sees of the package as it is installed: `pipelines` in it. Kernels get their types from Numba. The extra
+# is Node as a wheel: a bare machine has none.
 types: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt pyright
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "pyright[nodejs]"
 	rm -rf build/types && mkdir -p build/types
 	cp -r gpurho build/types/ && cp -r kernels pipelines build/types/gpurho/
 	cp pyrightconfig.types.json build/types/pyrightconfig.json

@@ -162,9 +162,9 @@ def _at(job: Job, structure: Structure, points: NDArray[np.float64]) -> Values:
     import torch
 
     evaluate = job.model.evaluator(job.device, job.precision, job.uncertainty)
-    mean, aleatoric, epistemic = (
-        part.detach().cpu().double().numpy() for part in evaluate(torch.as_tensor(features, device=job.device))
-    )
+    fields = evaluate(torch.as_tensor(features, device=job.device))
+    # The job is settled with uncertainty: all three are there.
+    mean, aleatoric, epistemic = (part.detach().cpu().double().numpy() for part in fields if part is not None)
     return mean, np.hypot(aleatoric, epistemic)
 
 
