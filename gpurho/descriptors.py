@@ -7,7 +7,7 @@ their projections on radial functions and spherical harmonics: smooth in all pos
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -242,6 +242,30 @@ class Features:
     n_exact: int
 
 
+@dataclass(frozen=True)
+class StartedFeatures:
+    """Descriptors of some points that a device may still be at work on.
+
+    Parameters
+    ----------
+    values : (n_points, n_features) float32
+        As those of `Features`; work on the same CUDA stream may follow.
+    marks : (n,) int32 CUDA tensor, or None
+        For `settle`, once it is on the host; None where nothing is left to be known.
+    """
+
+    values: Any
+    marks: Any
+    _settle: Callable[[Any], Features | None]
+
+    def settle(self, marks: Any = None) -> Features | None:
+        """The descriptors with their counts; None where the device had too little room, and all has to be done again.
+
+        `marks` are those of the device, on the host.
+        """
+        return self._settle(marks)
+
+
 class Environment:
     """The atoms of a structure, prepared once for descriptors at any points.
 
@@ -298,6 +322,24 @@ class Environment:
 
         `out` takes the values where given: (n_points, n_features) float32, C order, on the environment's device.
         """
+        return self._features(*self._tile(grid, tile), out)
+
+    def start_tile(self, grid: Grid, tile: Tile, out: Any) -> StartedFeatures:
+        """Begin `tile_features`. On a GPU the smooth family's are under way then, and nothing waits for them."""
+        points, batches, hull = self._tile(grid, tile)
+        start = getattr(self._cuda, "start", None)
+        if start is None:
+            made = self._features(points, batches, hull, out)
+            return StartedFeatures(made.values, None, lambda marks: made)
+        values, marks, room = start(points, batches, self._cells(hull), out)
+
+        def settle(found: Any) -> Features | None:
+            return Features(values, int(found[0]), 0, 0) if self._cuda.suffices(found, room) else None
+
+        return StartedFeatures(values, marks, settle)
+
+    def _tile(self, grid: Grid, tile: Tile) -> tuple[Any, Batches, NDArray[np.float64]]:
+        """Points of a tile, on the device; their batches; and the corners."""
         low, high = np.array(tile.start, float), np.array(tile.stop, float) - 1.0
         ends = np.array([[(low, high)[c >> d & 1][d] for d in range(3)] for c in range(8)])
         corners = grid.origin + ends @ grid.steps
@@ -305,7 +347,7 @@ class Environment:
             points = grid.points(tile.start, tile.stop)
         else:
             points = self._cuda.grid_points(grid.origin, grid.steps, tile.start, tile.stop)
-        return self._features(points, grid_batches(tile.shape), corners, out)
+        return points, grid_batches(tile.shape), corners
 
     def point_features(self, points: ArrayLike, out: Any = None) -> Features:
         """Descriptors of any points, (n_points, 3) angstrom."""
@@ -327,12 +369,10 @@ class Environment:
         return atoms_around(self._bins, corners, reach)
 
     def _features(self, points: NDArray[np.float64], batches: Batches, hull: NDArray[np.float64], out: Any) -> Features:
-        from gpurho.kernels.celllist import atoms_around, species_cells
         from gpurho.kernels.scalar_product import scalar_product_features
         from gpurho.kernels.smooth import smooth_features
 
-        positions, owners = atoms_around(self._bins, hull, self.spec.cutoff + SLACK) if len(hull) else _no_atoms()
-        cells = species_cells(positions, owners, self._species[owners], len(self.spec.species))
+        cells = self._cells(hull)
         shape = (len(points), self._sizes.n_features)
         if self._cuda is not None:
             return Features(*self._cuda(points, batches, cells, out))
@@ -343,6 +383,12 @@ class Environment:
         if self.spec.family == "smooth":
             return Features(out, *smooth_features(points, batches, cells, self._sizes, out))
         return Features(out, *scalar_product_features(points, batches, cells, self._neighbors, self._sizes, out))
+
+    def _cells(self, hull: NDArray[np.float64]) -> Any:
+        from gpurho.kernels.celllist import atoms_around, species_cells
+
+        positions, owners = atoms_around(self._bins, hull, self.spec.cutoff + SLACK) if len(hull) else _no_atoms()
+        return species_cells(positions, owners, self._species[owners], len(self.spec.species))
 
 
 def _no_atoms() -> tuple[NDArray[np.float64], NDArray[np.int32]]:

@@ -365,9 +365,12 @@ def make_arrange() -> Callable[..., Any]:
     """The kernel that puts the atoms of each entry in order: a block of `LANES` threads per entry."""
 
     def arrange(atoms, counts, lists, quads):
-        """``quads[entry]``: the listed atoms by their number (OUTPUT)."""
+        """``quads[entry]``: the listed atoms by their number (OUTPUT); `counts` falls to what is listed (OUTPUT)."""
         entry = cuda.blockIdx.x
-        n = counts[entry]
+        n = min(counts[entry], lists.shape[1])
+        cuda.syncthreads()
+        if cuda.threadIdx.x == 0:
+            counts[entry] = n
         for i in range(cuda.threadIdx.x, n, LANES):
             a = lists[entry, i]
             mine = atoms[a, 3]

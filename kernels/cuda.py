@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,7 @@ class Workspace:
 
     arrays: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    constants: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
     def array(self, name: str, shape: tuple[int, ...], dtype: Any, order: str = "C") -> Any:
         """An uninitialised array of this shape on the current device."""
@@ -50,6 +52,13 @@ class Workspace:
             self.arrays[name] = None
             flat = self.arrays[name] = cuda.device_array(length + length // 4, dtype)
         return flat[:length].reshape(*shape, order=order)
+
+    def constant(self, name: str, values: Any, stream: Any = 0) -> Any:
+        """An array with these values on the current device, written when it is asked for first."""
+        kept = self.constants.get(name)
+        if kept is None or kept[0] is not values:
+            kept = self.constants[name] = values, cuda.to_device(values, stream=stream)
+        return kept[1]
 
 
 def require_cuda() -> None:
@@ -258,6 +267,7 @@ class CudaFeatures:
             )
         self._workspaces: dict[int, Workspace] = {}
         self._batches: dict[int, tuple[Batches, Batches]] = {}
+        self._mesh: tuple[Any, Any] | None = None
 
     def _upload(self, array: Any) -> Any:
         """The array as a tensor on the device; a tensor that is there stays itself."""
@@ -267,7 +277,9 @@ class CudaFeatures:
             return array.to(self.device).contiguous()
         # torch warns about arrays that are read-only.
         writable = array if array.flags.writeable and array.flags.c_contiguous else np.array(array, order="C")
-        return torch.from_numpy(writable).to(self.device)
+        tensor = torch.from_numpy(writable)
+        # From pinned memory, so that the host need not wait for what the device is at work on.
+        return (tensor.pin_memory() if tensor.numel() else tensor).to(self.device, non_blocking=True)
 
     def _on_device(self, batches: Batches) -> Batches:
         """The batches' arrays on the device; kept, because tiles of one shape share theirs."""
@@ -291,7 +303,10 @@ class CudaFeatures:
         """
         import torch
 
-        step, zero = (torch.tensor(np.array(x, dtype=np.float64), device=self.device) for x in (steps, origin))
+        numbers = np.array([*steps, origin], dtype=np.float64)
+        if self._mesh is None or not np.array_equal(self._mesh[0], numbers):
+            self._mesh = numbers, torch.tensor(numbers, device=self.device)
+        *step, zero = self._mesh[1]
         x, y, z = (
             torch.arange(int(start[d]), int(stop[d]), dtype=torch.float64, device=self.device)[:, None] * step[d]
             for d in range(3)
@@ -330,6 +345,16 @@ class CudaFeatures:
             or not out.is_contiguous()
         ):
             raise SettingsError(f"out is not a contiguous float32 tensor of shape {shape} on {self.device}; give one")
+
+        def run(points: Any, there: SpeciesCells, work: Workspace, stream: Any) -> tuple[int, int, int]:
+            return self._run(points, self._on_device(batches), there, out, work, stream)
+
+        return out, *self._on_stream(points, cells, run)
+
+    def _on_stream(self, points: Any, cells: SpeciesCells, work_on: Callable[..., Any]) -> Any:
+        """``work_on(points, cells, workspace, stream)`` with arrays on the device, on torch's current stream."""
+        import torch
+
         with torch.cuda.device(self.device), cuda.gpus[self.device.index]:
             handle = torch.cuda.current_stream(self.device).cuda_stream
             stream = cuda.external_stream(handle) if handle else cuda.default_stream()
@@ -338,8 +363,7 @@ class CudaFeatures:
                 self._upload(cells.positions), self._upload(cells.owners), self._upload(cells.start),
                 cells.origin, cells.edge, cells.shape,
             )  # fmt: skip
-            counts = self._run(self._upload(points), self._on_device(batches), there, out, work, stream)
-        return out, *counts
+            return work_on(self._upload(points), there, work, stream)
 
     def _run(
         self, points: Any, batches: Batches, cells: SpeciesCells, out: Any, work: Workspace, stream: Any

@@ -26,6 +26,9 @@ ALL = 2**31 - 1
 """As the number of nearest atoms that are wanted: all within the cutoff."""
 FIRST_ROOM = 96
 """Places for the atoms of a batch and species, to begin with."""
+EVERYTHING = np.array([ALL], np.int32)
+ALONE, MOST, N_MARKS = 0, 2, 3
+"""Places in the marks of `start_smooth`; between them lies the number of batches."""
 
 
 def smooth_features(
@@ -61,14 +64,56 @@ def smooth_features(
     SettingsError
         For more channels than a thread has registers for.
     """
+    work = Workspace() if workspace is None else workspace
+    if len(points) == 0:
+        return 0, 0, 0
+    while True:
+        marks = work.array("marks", (N_MARKS,), np.int32)
+        room = start_smooth(points, batches, cells, sizes, out, marks, work, stream)
+        found = marks.copy_to_host(stream=stream)
+        if stream:
+            stream.synchronize()
+        if suffices(found, room, work):
+            return int(found[ALONE]), 0, 0
+
+
+def suffices(marks: Any, room: int, workspace: Workspace) -> bool:
+    """Whether all atoms of each batch had a place, by the `marks` of `start_smooth`; else there are more next time."""
+    most = int(marks[MOST])
+    if most > room:
+        workspace.sizes["room"] = max(workspace.sizes.get("room", 0), most + most // 8)
+    return most <= room
+
+
+def start_smooth(
+    points: Any,
+    batches: Batches,
+    cells: SpeciesCells,
+    sizes: SmoothSizes,
+    out: Any,
+    marks: Any,
+    workspace: Workspace,
+    stream: Any = 0,
+) -> int:
+    """Begin what `smooth_features` does; nothing waits for the device, and nothing comes from it.
+
+    Parameters
+    ----------
+    marks : (N_MARKS,) int32 device array
+        OUTPUT: points with no atom within the cutoff at ``marks[ALONE]``, most atoms of a batch at ``marks[MOST]``.
+
+    Returns
+    -------
+    room : int
+        Places for the atoms of a batch. Where ``marks[MOST]`` turns out larger, `out` is of no use; see `suffices`.
+    """
     require_cuda()
     device = 0 if SIMULATOR else cuda.get_current_device().id
-    work = Workspace() if workspace is None else workspace
     with warnings.catch_warnings():
         # Numba warns about small grids, which tiles of few points rightly have.
         warnings.filterwarnings("ignore", message=".*[Gg]rid size.*")
         try:
-            return _launch(points, batches, cells, sizes, out, work, stream, device)
+            return _launch(points, batches, cells, sizes, out, marks, workspace, stream, device)
         except Exception as error:
             if "OUT_OF_MEMORY" in str(error):
                 raise no_room(len(points)) from error
@@ -76,14 +121,12 @@ def smooth_features(
 
 
 def _launch(
-    points: Any, batches: Batches, cells: SpeciesCells, sizes: SmoothSizes, out: Any,
+    points: Any, batches: Batches, cells: SpeciesCells, sizes: SmoothSizes, out: Any, marks: Any,
     work: Workspace, stream: Any, device: int,
-) -> tuple[int, int, int]:  # fmt: skip
-    n_points, n_batches, n_atoms = (int(n) for n in (len(points), len(batches.start) - 1, len(cells.positions)))
-    if n_points == 0:
-        return 0, 0, 0
+) -> int:  # fmt: skip
+    n_batches, n_atoms = len(batches.start) - 1, len(cells.positions)
     n_entries = n_batches * sizes.n_species
-    points, features = device_view(points), device_view(out)
+    points, features, marks = device_view(points), device_view(out), device_view(marks)
     order, batch_start = device_view(batches.order), device_view(batches.start)
     positions, cell_start = device_view(cells.positions), device_view(cells.start)
     box = (*(float(x) for x in cells.origin), float(cells.edge), *(int(n) for n in cells.shape))
@@ -91,51 +134,34 @@ def _launch(
     def run(name: str, blocks: int, threads: int, *arguments: Any) -> None:
         compiled(sizes, name, device)[blocks, threads, stream](*arguments)
 
-    def read(array: Any) -> Any:
-        values = array.copy_to_host(stream=stream)
-        if stream:
-            stream.synchronize()
-        return values
-
-    def constant(name: str, values: Any) -> Any:
-        array = work.array(name, values.shape, values.dtype)
-        array.copy_to_device(values, stream=stream)
-        return array
-
-    columns = constant("columns", _columns(sizes))
-    counters = work.array("counters", (1,), np.int32)
+    columns = work.constant("columns", _columns(sizes), stream)
+    # One class, into which every batch falls.
+    class_sizes = work.constant("class_sizes", EVERYTHING, stream)
     atoms = work.array("atoms", (n_atoms, 4), np.int32)
     spheres = work.array("spheres", (n_batches, 4), np.float64)
     cuts = work.array("cuts", (n_entries,), np.float64)
     counts = work.array("counts", (n_entries,), np.int32)
-    # One class, into which every batch falls.
-    class_sizes = constant("class_sizes", np.array([ALL], np.int32))
-    class_counts = work.array("class_counts", (2,), np.int32)
     entries = work.array("entries", (1, n_entries), np.int32)
     nothing = work.array("nothing", (1,), np.uint8)
+    room = work.sizes.setdefault("room", FIRST_ROOM)
+    lists = work.array("lists", (n_entries, room), np.int32)
+    quads = work.array("quads", (n_entries, room, 4), np.int32)
+    counters, class_counts = marks[: ALONE + 1], marks[ALONE + 1 :]
     if n_atoms:
         run("coordinates", -(-n_atoms // BLOCK), BLOCK, positions, atoms)
-    room, most = work.sizes.setdefault("room", FIRST_ROOM), 0
-    while True:
-        lists = work.array("lists", (n_entries, room), np.int32)
-        run("reset", 1, BLOCK, nothing, counters, class_counts)
-        run(
-            "gather", n_entries, GATHER_THREADS,
-            points, order, batch_start, positions, cell_start, *box, ALL, 0, sizes.cutoff, class_sizes,
-            spheres, cuts, counts, lists, class_counts, entries, nothing,
-        )  # fmt: skip
-        most = int(read(class_counts)[1])
-        if most <= room:
-            break
-        room = work.sizes["room"] = most + most // 8
-    quads = work.array("quads", (n_entries, room, 4), np.int32)
+    run("reset", 1, BLOCK, nothing, counters, class_counts)
+    run(
+        "gather", n_entries, GATHER_THREADS,
+        points, order, batch_start, positions, cell_start, *box, ALL, 0, sizes.cutoff, class_sizes,
+        spheres, cuts, counts, lists, class_counts, entries, nothing,
+    )  # fmt: skip
     run("arrange", n_entries, LANES, atoms, counts, lists, quads)
     run(
         "expand", n_batches, LANES,
         points, order, batch_start, counts, quads, columns,
         np.float32((UNIT / sizes.cutoff) ** 2), np.float32((DAMPING / UNIT) ** 2), counters, features,
     )  # fmt: skip
-    return int(read(counters)[0]), 0, 0
+    return room
 
 
 @lru_cache(maxsize=64)
@@ -167,3 +193,23 @@ class CudaSmooth(CudaFeatures):
         self, points: Any, batches: Batches, cells: SpeciesCells, out: Any, work: Workspace, stream: Any
     ) -> tuple[int, int, int]:
         return smooth_features(points, batches, cells, self.sizes, out, work, stream)
+
+    def start(self, points: Any, batches: Batches, cells: SpeciesCells, out: Any) -> tuple[Any, Any, Any]:
+        """Begin what a call does: (values, marks, room), the marks as a tensor on the device; see `start_smooth`."""
+        import torch
+
+        marks = torch.zeros(N_MARKS, dtype=torch.int32, device=self.device)
+        if len(points) == 0:
+            return out, marks, 0
+
+        def begin(points: Any, cells: SpeciesCells, work: Workspace, stream: Any) -> int:
+            there = self._on_device(batches)
+            return start_smooth(points, there, cells, self.sizes, out, marks, work, stream)
+
+        return out, marks, self._on_stream(points, cells, begin)
+
+    def suffices(self, marks: Any, room: int) -> bool:
+        """`suffices` of the marks on the host."""
+        import torch
+
+        return suffices(marks, room, self._workspaces[torch.cuda.current_stream(self.device).cuda_stream])

@@ -25,6 +25,7 @@ from gpurho.trust import Trust
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gpurho.descriptors import StartedFeatures
     from gpurho.evaluator import Evaluator
     from gpurho.integrals import IntegralErrors
 
@@ -73,6 +74,18 @@ class Timing:
     def points_per_second(self) -> float:
         """Points over the time of the whole run."""
         return self.n_points / self.total if self.total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A tile that the device is at work on; `fetched` waits for its results on the host."""
+
+    tile: Tile
+    features: StartedFeatures
+    fetched: Callable[[], list[NDArray[Any]]]
+    atoms: NDArray[np.int64] | None
+    feature_seconds: float
+    network_seconds: float
 
 
 class Background:
@@ -137,6 +150,7 @@ class Stages:
         self.job = job
         self.environment = Environment(job.structure, job.model.spec.descriptor, job.device, job.bins)
         self.cuda = job.device.startswith("cuda")
+        self._copies: Any = torch.cuda.Stream(job.device) if self.cuda else None
         self._torch = torch
         self.evaluator: Evaluator
         self._errors: IntegralErrors | None = None
@@ -171,11 +185,31 @@ class Stages:
             return self._torch.empty(shape, dtype=self._torch.float32, device=self.job.device)
         return np.empty(shape, dtype=np.float32)
 
-    def features(self, tile: Tile) -> tuple[Tensor, dict[str, int]]:
-        """Descriptors of a tile on the device, and the points capped and tied; valid until the next call."""
-        made = self.environment.tile_features(self.job.grid, tile, out=self._features[: tile.n_points])
-        values = made.values if self.cuda else self._torch.from_numpy(made.values)
-        return values, {"n_capped": made.n_capped, "n_tied": made.n_tied}
+    def features(self, tile: Tile) -> tuple[Tensor, StartedFeatures]:
+        """Descriptors of a tile on the device, valid until the next call, and as they were begun."""
+        made = self.environment.start_tile(self.job.grid, tile, out=self._features[: tile.n_points])
+        return made.values if self.cuda else self._torch.from_numpy(made.values), made
+
+    def begin(self, tile: Tile) -> Waiting:
+        """Set the device to work on a tile; nothing waits for it."""
+        start = time.perf_counter()
+        features, made = self.features(tile)
+        middle = time.perf_counter()
+        results, atoms = self.reduced(self.network(features, tile), tile)
+        if made.marks is not None:
+            results.append(made.marks)
+        fetched = self.fetch(results)
+        return Waiting(tile, made, fetched, atoms, middle - start, time.perf_counter() - middle)
+
+    def finish(self, waiting: Waiting) -> tuple[Any, ...]:
+        """Results of a tile on the host as `Background.submit` takes them after the tile; waits for the device."""
+        while True:
+            arrays = waiting.fetched()
+            made = waiting.features.settle(None if waiting.features.marks is None else arrays.pop())
+            if made is not None:
+                counts = {"n_capped": made.n_capped, "n_tied": made.n_tied}
+                return self.sorted_out(arrays, waiting.tile, counts, waiting.atoms)
+            waiting = self.begin(waiting.tile)
 
     def network(self, features: Tensor, tile: Tile) -> list[Tensor]:
         """The fields of a tile on the device, and what `sorted_out` needs with them; nothing waits for the device.
@@ -231,11 +265,16 @@ class Stages:
         if not self.cuda:
             arrays = [value.numpy() for value in values]
             return lambda: arrays
+        cuda = self._torch.cuda
         host = [self._torch.empty(v.shape, dtype=v.dtype, pin_memory=True) for v in values]
-        for target, value in zip(host, values, strict=True):
-            target.copy_(value, non_blocking=True)
-        event = self._torch.cuda.Event()
-        event.record()
+        # On a stream of their own, beside the work on the next tile.
+        self._copies.wait_stream(cuda.current_stream(self.job.device))
+        with cuda.stream(self._copies):
+            for target, value in zip(host, values, strict=True):
+                value.record_stream(self._copies)
+                target.copy_(value, non_blocking=True)
+            event = cuda.Event()
+            event.record()
 
         def wait() -> list[NDArray[Any]]:
             event.synchronize()
@@ -272,31 +311,25 @@ def run_tiles(
     stages = make_stages(job)
     timing.setup = time.perf_counter() - begin
     background = Background(sink, encoder_threads(job))
-    waiting: tuple[Tile, Callable[[], list[NDArray[Any]]], dict[str, int], NDArray[np.int64] | None] | None = None
+    waiting: Waiting | None = None
 
     def hand_over() -> None:
         if waiting is not None:
-            tile, fetched, counts, near = waiting
-            background.submit(tile, *stages.sorted_out(fetched(), tile, counts, near))
-            tick(tile.n_points)
-            timing.n_points += tile.n_points
+            background.submit(waiting.tile, *stages.finish(waiting))
+            tick(waiting.tile.n_points)
+            timing.n_points += waiting.tile.n_points
 
     try:
         for tile in job.tiles:
             if tile.index in done:
                 continue
-            start = time.perf_counter()
-            features, counts = stages.features(tile)
-            middle = time.perf_counter()
-            outputs = stages.network(features, tile)
-            results, atoms = stages.reduced(outputs, tile)
-            values = stages.fetch(results)
+            begun = stages.begin(tile)
             end = time.perf_counter()
             # The tile before this one comes down while the device works on this one.
             hand_over()
-            waiting = (tile, values, counts, atoms)
-            timing.features += middle - start
-            timing.network += end - middle
+            waiting = begun
+            timing.features += begun.feature_seconds
+            timing.network += begun.network_seconds
             timing.wait += time.perf_counter() - end
         start = time.perf_counter()
         hand_over()

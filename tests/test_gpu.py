@@ -189,7 +189,7 @@ def test_points_made_on_the_device_have_the_bits_of_the_grid():
     grid = Grid((13, 9, 11), [[8.1, 0.3, 0], [0.1, 7.7, -1], [0, 2, 9.3]], origin=(0.3, -0.2, 7.0))
     start, stop = (3, 0, 2), (13, 7, 11)
     # The same operations on the CPU: a device adds and multiplies in float64 as IEEE 754 says, too.
-    there = CudaFeatures.grid_points(SimpleNamespace(device="cpu"), grid.origin, grid.steps, start, stop)
+    there = CudaFeatures.grid_points(SimpleNamespace(device="cpu", _mesh=None), grid.origin, grid.steps, start, stop)
     assert there.numpy().tobytes() == grid.points(start, stop).tobytes()
 
 

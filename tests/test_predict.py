@@ -267,23 +267,23 @@ def test_not_a_number_stops_the_run(model, tmp_path, monkeypatch):
     from gpurho.journal import read_journal
 
     calls = []
-    true_call = Evaluator.__call__
+    true_call = Evaluator.unchecked
 
     def broken(self, features):
         calls.append(1)
-        mean, aleatoric, epistemic = true_call(self, features)
+        values, flags = true_call(self, features)
         if len(calls) == 3:
-            mean[5] = float("nan")
-        return mean, aleatoric, epistemic
+            values[0][5] = float("nan")
+        return values, flags
 
-    monkeypatch.setattr(Evaluator, "__call__", broken)
+    monkeypatch.setattr(Evaluator, "unchecked", broken)
     out = tmp_path / "rho.h5"
     with pytest.raises(ModelError, match=r"tile 2 .*not stored"):
         gpurho.predict(aluminium(), model, grid=(16, 16, 16), out=out, **settings())
     assert not out.exists()
     tiles = [record["tile"] for record in read_journal(out.with_name("rho.h5.journal"))[1:]]
     assert tiles == [0, 1]
-    monkeypatch.setattr(Evaluator, "__call__", true_call)
+    monkeypatch.setattr(Evaluator, "unchecked", true_call)
     resumed = gpurho.predict(aluminium(), model, grid=(16, 16, 16), out=out, **settings())
     fresh = gpurho.predict(aluminium(), model, grid=(16, 16, 16), **settings())
     np.testing.assert_array_equal(np.asarray(resumed.mean), fresh.mean)
@@ -344,7 +344,7 @@ def test_a_full_device_is_one_line(model, monkeypatch):
     def full(self, features):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee documentation")
 
-    monkeypatch.setattr(Evaluator, "__call__", full)
+    monkeypatch.setattr(Evaluator, "unchecked", full)
     with pytest.raises(DeviceError, match="--tile-shape") as caught:
         gpurho.predict(aluminium(), model, grid=(8, 8, 8), **settings())
     assert "\n" not in str(caught.value)
