@@ -68,11 +68,19 @@ def cases():
 
 def simulate(atoms, points, spec, batch):
     """Features and counts by the CUDA driver."""
+    from gpurho.kernels.smooth_cuda import smooth_features
+
+    arguments = on_device(atoms, points, spec, batch)
+    counts = smooth_features(*arguments)
+    return arguments[-1].copy_to_host(), counts
+
+
+def on_device(atoms, points, spec, batch):
+    """What `smooth_features` takes."""
     from numba import cuda
 
     from gpurho.kernels.batches import Batches, point_batches
     from gpurho.kernels.celllist import SpeciesCells, atoms_around, bin_atoms, species_cells
-    from gpurho.kernels.smooth_cuda import smooth_features
     from gpurho.structure import Structure
 
     there = cuda.to_device
@@ -90,14 +98,50 @@ def simulate(atoms, points, spec, batch):
         batches = Batches(np.arange(len(points), dtype=np.int32)[::-1].copy(), start, start)
     batches = Batches(there(np.array(batches.order)), there(np.array(batches.start)), batches.block_start)
     out = there(np.full((len(points), spec.n_features), np.nan, np.float32))
-    counts = smooth_features(there(points), batches, cells, spec._sizes(), out)
-    return out.copy_to_host(), counts
+    return there(points), batches, cells, spec._sizes(), out
+
+
+def started(atoms, points, spec, room):
+    """Features, marks and copies between host and device of `start_smooth`, once its constants are there."""
+    from numba import cuda
+    from numba.cuda.simulator.cudadrv import devicearray
+
+    from gpurho.kernels import smooth_cuda
+    from gpurho.kernels.cuda import Workspace
+
+    copies = []
+
+    def counted(function):
+        def call(*arguments, **named):
+            copies.append(function.__name__)
+            return function(*arguments, **named)
+
+        return call
+
+    arguments = on_device(atoms, points, spec, None)
+    work = Workspace(sizes={"room": room})
+    marks = cuda.to_device(np.zeros(smooth_cuda.N_MARKS, np.int32))
+    smooth_cuda.start_smooth(*arguments, marks, work)
+    array = devicearray.FakeCUDAArray
+    plain = cuda.to_device, array.copy_to_host, array.copy_to_device
+    cuda.to_device, array.copy_to_host, array.copy_to_device = map(counted, plain)
+    try:
+        smooth_cuda.start_smooth(*arguments, marks, work)
+    finally:
+        cuda.to_device, array.copy_to_host, array.copy_to_device = plain
+    found = marks.copy_to_host()
+    return arguments[-1].copy_to_host(), found, copies, smooth_cuda.suffices(found, room, work), work.sizes["room"]
 
 
 def _simulate_all(path):
     results = {}
     for name, case in cases().items():
         results[name], results[name + " counts"] = simulate(*case)
+    atoms, points, spec, _ = cases()["alloy"]
+    for label, room in (("enough", 96), ("too little", 1)):
+        values, marks, copies, suffices, next_room = started(atoms, points, spec, room)
+        results |= {f"{label} room": values, f"{label} marks": marks, f"{label} copies": np.array(copies, str)}
+        results[f"{label} facts"] = np.array([suffices, next_room])
     np.savez(path, **results)
 
 
@@ -119,6 +163,22 @@ def expected_of(atoms, points, spec):
 def assert_agrees(values, expected):
     scale = np.maximum(np.abs(expected).max(axis=0), 1.0)
     assert (np.abs(values - expected) / scale).max() < ACCURACY
+
+
+def test_nothing_is_copied_between_the_atoms_and_the_features(simulated):
+    assert simulated["enough copies"].tolist() == []
+    assert np.array_equal(simulated["enough room"], simulated["alloy"])
+    assert simulated["enough marks"][0] == simulated["alloy counts"][0]
+    assert simulated["enough facts"].tolist() == [1, 96]
+
+
+def test_too_little_room_is_noticed(simulated):
+    suffices, room = simulated["too little facts"].tolist()
+    most = simulated["too little marks"][2]
+    assert not suffices
+    assert most == simulated["enough marks"][2] > 1
+    assert room >= most
+    assert not np.array_equal(simulated["too little room"], simulated["alloy"])
 
 
 @pytest.mark.parametrize("name", cases())
