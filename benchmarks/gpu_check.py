@@ -199,7 +199,98 @@ def throughput(name: str, spacing: float, edge: int, repeats: int = 9) -> dict[s
     }
 
 
-def prediction(n_cells: int, uncertainty: str | None, precision: str) -> dict[str, Any]:
+def network_rates(
+    name: str, uncertainty: str | None, device: str = "cuda", points: int = 2**20, samples: int = 30
+) -> dict[str, Any]:
+    """Points per second of a shipped model's network by executor and precision, and how far each is from fp32.
+
+    Differences are root mean squares over points within the training domain, of the density in units of the model's
+    own error on its test snapshots, of sigma in units of its mean.
+    """
+    import torch
+
+    from gpurho.model import load_model
+
+    model = load_model(name)
+    t, n = model.tensors, model.spec.descriptor.n_features
+    x = torch.randn((points, n), generator=torch.Generator().manual_seed(0))
+    x = x * t["feature_std"] + t["feature_mean"]
+    features = x.clamp(t["feature_low"], t["feature_high"]).contiguous().to(device)
+    error = float(model.spec.metrics["rmse"])
+    found: dict[str, Any] = {}
+    exact = None
+    for executor in ("script", "fused"):
+        for precision in ("fp32", "bf16"):
+            try:
+                evaluate = model.evaluator(device, precision, uncertainty, samples, executor=executor)
+                fields = [f for f in evaluate(features) if f is not None]
+                exact = fields if exact is None else exact
+                rms = [float((a - b).double().square().mean().sqrt()) for a, b in zip(fields, exact, strict=True)]
+                row: dict[str, Any] = {"density_error": rms[0] / error}
+                if uncertainty is not None:
+                    row["epistemic_error"] = rms[2] / float(exact[2].mean())
+                row["points_per_second"] = points / _seconds(lambda e=evaluate: e.unchecked(features), device)  # type: ignore[misc]
+            except Exception as problem:  # one executor's failure must not cost the others
+                row = {"error": f"{type(problem).__name__}: {str(problem).splitlines()[0]}"}
+            found[f"{executor} {precision}"] = row
+    return found
+
+
+def _seconds(work: Callable[[], Any], device: str, repeats: int = 7) -> float:
+    """Median time of a call on a device."""
+    import torch
+
+    def wait() -> None:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    times = []
+    for _ in range(repeats):
+        wait()
+        start = time.perf_counter()
+        work()
+        wait()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def slab(n_cells: int, edge: int, tile: int, executor: str = "script", device: str = "cuda") -> dict[str, Any]:
+    """A box of `edge`^3 points of a large crystal at the paper's production mesh, with sigma and sums of blocks kept.
+
+    From its rate follows the time for the whole crystal; the memory tells whether it grows with the atoms.
+    """
+    import torch
+    from ase.build import bulk
+
+    import gpurho
+    from gpurho.pipelines.settings import settle
+
+    atoms = bulk("Al", "fcc", 4.05, cubic=True).repeat(n_cells)
+    atoms.positions += np.random.default_rng(0).normal(0, 0.1, atoms.positions.shape)
+    settings: dict[str, Any] = {"spacing": 0.1589, "keep": "coarse:4", "device": device, "tile_shape": (tile,) * 3}
+    whole = settle(atoms, **settings).grid
+    edge = min(edge, *whole.shape) // tile * tile
+    region = ((0, edge),) * 3
+    cuda = device.startswith("cuda")
+    if cuda:
+        gpurho.predict(atoms, region=((0, tile),) * 3, executor=executor, progress=False, **settings)
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    rho = gpurho.predict(atoms, region=region, executor=executor, progress=False, **settings)
+    seconds = time.perf_counter() - start
+    timing = rho.info["timing"]
+    rate = edge**3 / (seconds - timing["setup"])
+    return {
+        "atoms": len(atoms),
+        "points": edge**3,
+        "points_per_second": rate,
+        "whole_minutes": whole.n_points / rate / 60,
+        "stages_s": {k: v for k, v in timing.items() if isinstance(v, int | float)},
+        "peak_torch_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
+    }
+
+
+def prediction(n_cells: int, uncertainty: str | None, precision: str, executor: str = "script") -> dict[str, Any]:
     """`gpurho.predict` of aluminium with the shipped model, by stage."""
     import torch
     from ase.build import bulk
@@ -208,12 +299,12 @@ def prediction(n_cells: int, uncertainty: str | None, precision: str) -> dict[st
 
     small = bulk("Al", "fcc", 4.05, cubic=True)
     settings: dict[str, Any] = {"device": "cuda", "uncertainty": uncertainty, "precision": precision, "progress": False}
-    gpurho.predict(small, spacing=0.4, **settings)
+    gpurho.predict(small, spacing=0.4, executor=executor, **settings)
     atoms = small.repeat(n_cells)
     atoms.positions += np.random.default_rng(0).normal(0, 0.1, atoms.positions.shape)
     torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    rho = gpurho.predict(atoms, spacing=0.3, **settings)
+    rho = gpurho.predict(atoms, spacing=0.3, executor=executor, **settings)
     seconds = time.perf_counter() - start
     return {
         "atoms": len(atoms),
@@ -264,9 +355,21 @@ def main(arguments: list[str] | None = None) -> int:
         for spacing, edge in ((0.2117, 64), (0.2117, 128), (0.3, 64), (0.5, 64)):
             label = f"{name}, {spacing} angstrom, {edge}^3"
             record("descriptors", label, lambda n=name, s=spacing, e=edge: throughput(n, s, e))  # type: ignore[misc]
-    for n_cells, uncertainty, precision in ((10, None, "auto"), (10, "analytic", "auto"), (10, "analytic", "fp32")):
-        label = f"{4 * n_cells**3} atoms, uncertainty {uncertainty}, {precision}"
-        record("predict", label, lambda n=n_cells, u=uncertainty, p=precision: prediction(n, u, p))  # type: ignore[misc]
+    for name in ("al", "sige"):
+        for kind in (None, "analytic", "last-layer", "sampled"):
+            record("network", f"{name}, uncertainty {kind}", lambda m=name, k=kind: network_rates(m, k))  # type: ignore[misc]
+    for uncertainty, precision, executor in (
+        (None, "auto", "script"), ("analytic", "auto", "script"), ("analytic", "fp32", "script"),
+        (None, "fp32", "fused"), ("analytic", "fp32", "fused"), ("analytic", "bf16", "fused"),
+    ):  # fmt: skip
+        label = f"4000 atoms, uncertainty {uncertainty}, {precision}, {executor}"
+        how = (10, uncertainty, precision, executor)
+        record("predict", label, lambda how=how: prediction(*how))  # type: ignore[misc]
+    for n_cells in (14, 29, 63, 101, 136):
+        for tile, executor in ((64, "script"), (128, "fused")):
+            label = f"{4 * n_cells**3} atoms, tiles of {tile}^3, {executor}"
+            how = (n_cells, 384, tile, executor)  # type: ignore[assignment]
+            record("slab", label, lambda how=how: slab(*how))  # type: ignore[misc]
     agrees = all(row.get("agrees", False) for row in report["agreement"].values())
     return 0 if agrees and report["tests"]["gpu"].get("passed") else 1
 
