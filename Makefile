@@ -60,6 +60,9 @@ $(STAMP): pyproject.toml constraints.txt
 	# torch first and pinned: a newer one would pull gigabytes of CUDA onto machines without a GPU.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,dask]"
+	# CUDA builds of torch bring the Triton that fits them; without a GPU its interpreter and compiler serve the tests.
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/python -m pip install --quiet triton==3.7.1 \
+		|| echo "Triton is not there: the tests of the fused network skip"
 	touch $(STAMP)
 
 clean:
