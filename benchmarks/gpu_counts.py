@@ -1,0 +1,132 @@
+"""What a GPU should do, by counting: instructions per grid point of the smooth descriptors, bytes of the network.
+
+    python benchmarks/gpu_counts.py [--json FILE]
+
+A prediction, not a measurement. It counts the PTX of the kernel that takes nearly all of the time: what lies outside of
+loops once, loops over atoms as often as a batch of points of a real crystal has atoms around it, loops that write
+features once for every four. Divided by what the processor can issue it gives an upper bound, of which such kernels
+reach about `SHARE`. Needs numba-cuda and a CUDA tool chain from PyPI, but no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+DEVICES = {"H200": (132, 128, 1.98e9, 4.8e12), "A100": (108, 64, 1.41e9, 1.6e12), "V100": (80, 64, 1.53e9, 0.9e12)}
+"""Name -> (multiprocessors, float32 lanes of each, clock in Hz, memory in byte/s), from the vendor's data sheets."""
+SHARE = 0.5
+"""Of the issue rate that a kernel of long dependent chains is expected to reach."""
+PAPER_POINTS = 175**3 / 1372 * 4.1e6
+"""Grid points of 4.1 million aluminium atoms at the paper's production mesh."""
+CASES = {"al": (("Al",), 100), "sige": (("Ge", "Si"), 344)}
+"""Shipped model -> (species, features); cutoff (angstrom), radial functions, channels and degrees are those of both."""
+CUTOFF, N_RADIAL, N_CHANNELS, L_MAX = 6.0, 16, 6, 4
+SPACING = 0.159
+BATCH_EDGE = 4
+
+
+def atoms_of_a_batch(species: tuple[str, ...]) -> dict[str, float]:
+    """Mean number of atoms within the cutoff of the sphere around a batch of 4^3 points, by species."""
+    from ase.build import bulk
+    from scipy.spatial import cKDTree
+
+    if species == ("Al",):
+        atoms = bulk("Al", "fcc", 4.05, cubic=True).repeat(8)
+    else:
+        atoms = bulk("Si", "diamond", 5.545, cubic=True).repeat(6)
+        atoms.symbols[np.random.default_rng(0).permutation(len(atoms))[::2]] = "Ge"
+    radius = np.sqrt(3) / 2 * (BATCH_EDGE - 1) * SPACING
+    centre = atoms.cell.array.sum(0) / 2
+    places = centre + np.random.default_rng(1).uniform(-8, 8, (2000, 3))
+    found = {}
+    for symbol in species:
+        tree = cKDTree(atoms.positions[atoms.symbols == symbol])
+        found[symbol] = float(np.mean([len(hits) for hits in tree.query_ball_point(places, CUTOFF + radius)]))
+    return found
+
+
+def kernel_ptx(n_species: int) -> str:
+    """PTX of the kernel of all features."""
+    from numba import cuda
+
+    from gpurho.kernels._cuda_sources import kernel_sources
+    from gpurho.kernels.smooth import SmoothSizes
+
+    # The numbers of the matrix do not change the count.
+    channels = np.random.default_rng(0).normal(0, 1, (n_species, N_CHANNELS, N_RADIAL)).tolist()
+    matrix = tuple(tuple(tuple(row) for row in block) for block in channels)
+    source = kernel_sources(SmoothSizes(n_species, N_RADIAL, N_CHANNELS, L_MAX, CUTOFF, matrix))["expand"]
+    device = types.SimpleNamespace(compute_capability=(9, 0))
+    with mock.patch("numba.cuda.dispatcher.get_current_device", return_value=device):
+        return cuda.compile_ptx(source.make(), source.signature, cc=(9, 0), **source.options)[0]
+
+
+def loops(ptx: str) -> tuple[int, list[list[str]]]:
+    """Instructions outside of loops, and the operations of each loop."""
+    places: dict[str, int] = {}
+    body: list[str] = []
+    for line in map(str.strip, ptx.splitlines()):
+        if re.fullmatch(r"\$L\w+:", line):
+            places[line[:-1]] = len(body)
+        elif line and line[0] not in ".{})(/":
+            body.append(line)
+    found = []
+    for i, line in enumerate(body):
+        jump = re.search(r"\bbra(?:\.uni)?\s+(\$\w+)", line)
+        if jump and places.get(jump.group(1), i + 1) <= i:
+            found.append([re.sub(r"^@!?%p\d+\s+", "", x).split()[0] for x in body[places[jump.group(1)] : i + 1]])
+    return len(body) - sum(map(len, found)), found
+
+
+def count(species: tuple[str, ...], n_features: int) -> dict[str, Any]:
+    """Instructions per grid point, by part."""
+    around = atoms_of_a_batch(species)
+    straight, parts = loops(kernel_ptx(len(species)))
+    over_atoms = [part for part in parts if sum(name.startswith("fma") for name in part) >= 50]
+    writing = max((len(part) for part in parts if sum(name.startswith("st.") for name in part) == 4), default=0)
+    # Loops over the atoms of one species after the other, in each pass.
+    numbers = [around[species[i % len(species)]] for i in range(len(over_atoms))]
+    atoms = sum(len(part) * n for part, n in zip(over_atoms, numbers, strict=True))
+    return {
+        "atoms_of_a_batch": around,
+        "instructions_per_atom": [len(part) for part in over_atoms],
+        "over_atoms": atoms,
+        "writing_features": writing * n_features / 4,
+        "outside_of_loops": straight,
+        "total": atoms + writing * n_features / 4 + straight,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Count and print; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    options = parser.parse_args(arguments)
+    report: dict[str, Any] = {"share_of_issue_rate": SHARE, "paper_points": PAPER_POINTS, "models": {}}
+    for name, (species, n_features) in CASES.items():
+        row = count(species, n_features)
+        # Features written and read again once, results written.
+        row["bytes"] = 2 * 4 * n_features + 12
+        row["points_per_second"] = {
+            device: 1 / (row["total"] / (SHARE * units * lanes * clock) + row["bytes"] / memory)
+            for device, (units, lanes, clock, memory) in DEVICES.items()
+        }
+        row["paper_seconds"] = {d: PAPER_POINTS / rate for d, rate in row["points_per_second"].items()}
+        report["models"][name] = row
+        print(name, json.dumps(row, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
