@@ -216,7 +216,8 @@ def full_mesh(mesh: KMesh) -> list[list[float]]:
 @contextmanager
 def _failures(structure: Structure, settings: DFTSettings) -> Iterator[None]:
     """GPAW's errors as ours, and its warnings heard: one that says that results may be wrong is an error."""
-    from gpaw import KohnShamConvergenceError
+    # Where GPAW is not installed, pyright takes this file for it.
+    from gpaw import KohnShamConvergenceError  # pyright: ignore[reportAttributeAccessIssue]
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=_HARMLESS)
