@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 # A suite that a shell has put into the background ignores interrupts, and so would every process that tests interrupt.
@@ -13,6 +14,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "2")
 # Threads that spin while they wait make a test many times slower when another process uses the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if shutil.which("nvidia-smi") is None:
+    # Before anything imports Triton: from then on its own functions are interpreted, or compiled, too.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from hypothesis import HealthCheck, settings
 
