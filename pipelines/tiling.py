@@ -61,7 +61,10 @@ class FinalSink(Sink, Protocol):
 
 @dataclass
 class Timing:
-    """Seconds by stage. `wait` is the time that the device stood still for the sink."""
+    """Seconds by stage. `wait` is the time for the results before and the sink.
+
+    On a GPU `features` and `network` are the time to launch the work, and the work itself lies in `wait`.
+    """
 
     setup: float = 0.0
     features: float = 0.0
