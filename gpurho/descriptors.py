@@ -325,16 +325,16 @@ class Environment:
         return self._features(*self._tile(grid, tile), out)
 
     def start_tile(self, grid: Grid, tile: Tile, out: Any) -> StartedFeatures:
-        """Begin `tile_features`. On a GPU the smooth family's are under way then, and nothing waits for them."""
+        """Begin `tile_features`. On a GPU they are under way then, and nothing waits for them."""
         points, batches, hull = self._tile(grid, tile)
-        start = getattr(self._cuda, "start", None)
-        if start is None:
+        if self._cuda is None:
             made = self._features(points, batches, hull, out)
             return StartedFeatures(made.values, None, lambda marks: made)
-        values, marks, room = start(points, batches, self._cells(hull), out)
+        values, marks, given = self._cuda.start(points, batches, self._cells(hull), out)
 
         def settle(found: Any) -> Features | None:
-            return Features(values, int(found[0]), 0, 0) if self._cuda.suffices(found, room) else None
+            counts = self._cuda.counts(found, given)
+            return None if counts is None else Features(values, *counts)
 
         return StartedFeatures(values, marks, settle)
 

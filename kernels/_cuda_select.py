@@ -22,12 +22,12 @@ NEAR_RANK = np.float32(0.5)
 """Points whose first distance read from a key is below this (angstrom) do too: the key's rounding shows there."""
 
 SIGNATURE = (
-    int32[::1], float64[:, ::1], float64[::1], int32[::1], int32[:, ::1],
+    int32[::1], int32[::1], float64[:, ::1], float64[::1], int32[::1], int32[:, ::1],
     float64[:, ::1], int32[::1], int32[::1], float64[:, ::1], int32[::1], float32[:, :, ::1], uint8[::1],
     float32, float32, uint8[::1], int32[:, ::1], float32[:, ::1],
 )  # fmt: skip
 CROSS_SIGNATURE = (
-    float64[:, ::1], int32[::1], float64[:, ::1], uint8[::1], int32[:, ::1], float32[:, ::1],
+    float64[:, ::1], int32[::1], float64[:, ::1], uint8[::1], int32[:, ::1], int32[::1], int32, float32[:, ::1],
 )  # fmt: skip
 
 
@@ -62,15 +62,18 @@ def make_select(n_inputs: int, sizes: FeatureSizes, sort: Any) -> Callable[..., 
     zero, pad_key, one = np.float32(0.0), np.float32(PAD_KEY), np.float32(1.0)
 
     def select(
-        entries, spheres, cuts, counts, lists,
+        n_entries, entries, spheres, cuts, counts, lists,
         points, order, batch_start, positions, owners, bonds, tied_atoms,
         cutoff, gap, exact, crossing, out,
     ):  # fmt: skip
-        """Sets I and II of the points of one entry into `out` (OUTPUT).
+        """Sets I and II of the points of one entry into `out` (OUTPUT); there are ``n_entries[0]`` entries.
 
         OUTPUT: ``exact`` 1 for points that need the exact path; ``crossing[species * n_cross + i, slot]`` the i-th
         nearest atom.
         """
+        # The host does not know how many there are, and launches as many blocks as there may be.
+        if cuda.blockIdx.x >= n_entries[0]:
+            return
         lane = cuda.threadIdx.x
         entry = entries[cuda.blockIdx.x]
         n_batches = len(batch_start) - 1
@@ -182,11 +185,17 @@ def make_cross(sizes: FeatureSizes) -> Callable[..., Any]:
     n_cross, n_species = sizes.n_cross, sizes.n_species
     start = n_species * (sizes.n_distances + sizes.n_angle_atoms * sizes.n_angle_neighbors)
 
-    def cross(points, order, positions, exact, crossing, out):
-        """Cosines between the nearest atoms of each pair of species into `out` (OUTPUT), but for exact points."""
+    def cross(points, order, positions, exact, crossing, class_counts, classes, out):
+        """Cosines between the nearest atoms of each pair of species into `out` (OUTPUT), but for exact points.
+
+        Does nothing where a class has batches and is not among `classes`: then `crossing` holds no atoms for them.
+        """
         slot = cuda.grid(1)
         if slot >= len(order):
             return
+        for group in range(len(class_counts) - 1):
+            if class_counts[group] > 0 and (classes >> group) & 1 == 0:
+                return
         p = order[slot]
         if exact[p] != 0:
             return

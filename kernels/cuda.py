@@ -10,75 +10,31 @@ Importing this module needs Numba's CUDA target, but no device.
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
-from gpurho.errors import DeviceError, MissingDependencyError, SettingsError
+from gpurho.errors import DeviceError, SettingsError
 from gpurho.kernels import _cuda_exact, _cuda_select
-from gpurho.kernels._cuda_sources import GATHER_THREADS, SIMULATOR, class_sizes, compiled
+from gpurho.kernels._cuda_driver import (
+    BLOCK,
+    MOST,
+    Workspace,
+    begun,
+    counts,
+    finished,
+    known_sizes,
+    no_room,
+    require_cuda,
+)
+from gpurho.kernels._cuda_exact import N_COUNTERS
+from gpurho.kernels._cuda_sources import GATHER_THREADS, class_sizes, compiled
 from gpurho.kernels.batches import LANES, Batches
 from gpurho.kernels.celllist import SpeciesCells
 from gpurho.kernels.scalar_product import TIE_TOLERANCE, FeatureSizes, NeighborArrays
-
-SCRATCH_BYTES = 2**28
-"""Most memory for the exact path's scratch; its points are done in chunks that keep to it."""
-BLOCK = 128
-"""Threads of a block of the kernels that have a thread per point."""
-
-
-@dataclass
-class Workspace:
-    """Scratch arrays on a device that grow as needed and are used again from tile to tile.
-
-    One workspace serves one stream. `sizes` holds numbers that a driver has found to suffice.
-    """
-
-    arrays: dict[str, Any] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-    constants: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: Any, order: str = "C") -> Any:
-        """An uninitialised array of this shape on the current device."""
-        shape = tuple(max(1, n) for n in shape)
-        length = int(np.prod(shape, dtype=np.int64))
-        flat = self.arrays.get(name)
-        if flat is None or flat.size < length or flat.dtype != np.dtype(dtype):
-            self.arrays[name] = None
-            flat = self.arrays[name] = cuda.device_array(length + length // 4, dtype)
-        return flat[:length].reshape(*shape, order=order)
-
-    def constant(self, name: str, values: Any, stream: Any = 0) -> Any:
-        """An array with these values on the current device, written when it is asked for first."""
-        kept = self.constants.get(name)
-        if kept is None or kept[0] is not values:
-            kept = self.constants[name] = values, cuda.to_device(values, stream=stream)
-        return kept[1]
-
-
-def require_cuda() -> None:
-    """Raise unless Numba can use a CUDA device.
-
-    Raises
-    ------
-    MissingDependencyError
-        Without numba-cuda.
-    DeviceError
-        Without a device or a driver.
-    """
-    if SIMULATOR:
-        return
-    if importlib.util.find_spec("numba_cuda") is None:
-        raise MissingDependencyError(
-            "CUDA descriptors need numba-cuda, which is not installed; pip install 'gpurho[cuda13]' or 'gpurho[cuda12]'"
-        )
-    if not cuda.is_available():
-        raise DeviceError("no CUDA device can be used here (no driver or no GPU); use device='cpu'")
 
 
 def scalar_product_features(
@@ -115,37 +71,85 @@ def scalar_product_features(
         Without a device, or where its memory does not suffice.
     """
     require_cuda()
-    device = 0 if SIMULATOR else cuda.get_current_device().id
     work = Workspace() if workspace is None else workspace
-    with warnings.catch_warnings():
-        # Numba warns about small grids, which tiles of few points rightly have.
-        warnings.filterwarnings("ignore", message=".*[Gg]rid size.*")
-        try:
-            return _launch(points, batches, cells, neighbors, sizes, out, work, stream, device)
-        except Exception as error:
-            if "OUT_OF_MEMORY" in str(error):
-                raise no_room(len(points)) from error
-            raise
+    if len(points) == 0:
+        return 0, 0, 0
+
+    def begin(marks: Any) -> tuple[int, int]:
+        return start_scalar_product(points, batches, cells, neighbors, sizes, out, marks, work, stream)
+
+    return finished(begin, suffices, n_marks(sizes), work, stream)
 
 
-def no_room(n_points: int) -> DeviceError:
-    """The error for features that the device's memory does not hold."""
-    return DeviceError(f"the GPU's memory does not hold the descriptors of {n_points} points; use smaller tiles")
+def n_marks(sizes: FeatureSizes) -> int:
+    """How many marks `start_scalar_product` takes."""
+    return N_COUNTERS + len(_networks(sizes)) + 1
+
+
+def suffices(marks: Any, given: tuple[int, int], workspace: Workspace) -> bool:
+    """Whether features are right, by the `marks` of `start_scalar_product`; else it gives more next time.
+
+    `given` is what it returned: every class that has batches has to be among it, and room for the candidates of every
+    batch, where points took the exact path.
+    """
+    room, classes = given
+    occupied = sum(1 << group for group, n in enumerate(marks[N_COUNTERS:MOST]) if n > 0)
+    needed = int(marks[MOST]) + _cuda_exact.ROOM
+    workspace.enlarge("room", needed)
+    workspace.sizes["classes"] = workspace.sizes.get("classes", 0) | occupied
+    enough_room = room > 0 and (needed <= room or marks[_cuda_exact.N_LISTED] == 0)
+    return enough_room and occupied | classes == classes
+
+
+def start_scalar_product(
+    points: Any,
+    batches: Batches,
+    cells: SpeciesCells,
+    neighbors: NeighborArrays,
+    sizes: FeatureSizes,
+    out: Any,
+    marks: Any,
+    workspace: Workspace,
+    stream: Any = 0,
+) -> tuple[int, int]:
+    """Begin what `scalar_product_features` does; nothing waits for the device, and nothing comes from it.
+
+    Parameters
+    ----------
+    marks : (n_marks(sizes),) int32 device array
+        OUTPUT: see `gpurho.kernels._cuda_driver`.
+
+    Returns
+    -------
+    room, classes : int
+        Places for the candidates of a point on the exact path, and the classes (bit by bit) whose kernels were
+        launched: those that earlier points had batches in, because each takes seconds to compile. Where
+        `suffices` finds that the points needed more, `out` is of no use.
+    """
+
+    def launch(device: int) -> tuple[int, int]:
+        return _launch(points, batches, cells, neighbors, sizes, out, marks, workspace, stream, device)
+
+    return begun(launch, len(points))
+
+
+@lru_cache(maxsize=64)
+def _networks(sizes: FeatureSizes) -> Any:
+    """Candidates that each class takes; without a usable network, one that nothing fits into."""
+    return np.array(class_sizes(sizes) or [0], np.int32)
 
 
 def _launch(
     points: Any, batches: Batches, cells: SpeciesCells, neighbors: NeighborArrays, sizes: FeatureSizes, out: Any,
-    work: Workspace, stream: Any, device: int,
-) -> tuple[int, int, int]:  # fmt: skip
+    marks: Any, work: Workspace, stream: Any, device: int,
+) -> tuple[int, int]:  # fmt: skip
     n_points, n_batches = int(points.shape[0]), int(batches.start.shape[0]) - 1
-    if n_points == 0:
-        return 0, 0, 0
     _, n_fine, n_sorted = _cuda_select.ranks(sizes)
-    networks = class_sizes(sizes)
+    networks = _networks(sizes)
     n_entries = n_batches * sizes.n_species
     cutoff, gap = np.float32(sizes.cutoff), np.float32(1.5 * TIE_TOLERANCE + 3.0e-6)
-    view = device_view
-    points, features = view(points), view(out)
+    view = work.view
+    points, features, marks = view(points), view(out), view(marks)
     order, batch_start = view(batches.order), view(batches.start)
     positions, owners, cell_start = view(cells.positions), view(cells.owners), view(cells.start)
     box = (*(float(x) for x in cells.origin), float(cells.edge), *(int(n) for n in cells.shape))
@@ -154,72 +158,54 @@ def _launch(
     def run(name: str, blocks: int, threads: int, *arguments: Any) -> None:
         compiled(sizes, name, device)[blocks, threads, stream](*arguments)
 
-    def read(array: Any) -> Any:
-        values = array.copy_to_host(stream=stream)
-        if stream:
-            stream.synchronize()
-        return values
-
     per_point = -(-n_points // BLOCK)
     exact = work.array("exact", (n_points,), np.uint8)
-    counters = work.array("counters", (3,), np.int32)
-    class_counts = work.array("class_counts", (max(1, len(networks)) + 1,), np.int32)
-    # Without a usable network, one that nothing fits into: every point takes the exact path.
-    network_sizes = work.array("network_sizes", (max(1, len(networks)),), np.int32)
-    network_sizes.copy_to_device(np.array(networks or [0], np.int32), stream=stream)
+    counters, class_counts = marks[:N_COUNTERS], marks[N_COUNTERS:]
+    network_sizes = work.constant("network_sizes", networks, stream)
     spheres = work.array("spheres", (n_batches, 4), np.float64)
     cuts = work.array("cuts", (n_entries,), np.float64)
-    counts = work.array("counts", (n_entries,), np.int32)
-    lists = work.array("lists", (n_entries, max(networks, default=1)), np.int32)
-    entries = work.array("entries", (max(1, len(networks)), n_entries), np.int32)
+    n_candidates = work.array("counts", (n_entries,), np.int32)
+    lists = work.array("lists", (n_entries, int(networks[-1])), np.int32)
+    entries = work.array("entries", (len(networks), n_entries), np.int32)
     crossing = work.array("crossing", (sizes.n_species * sizes.n_cross, n_points), np.int32)
     run("reset", per_point, BLOCK, exact, counters, class_counts)
     run(
         "gather", n_entries, GATHER_THREADS,
         points, order, batch_start, positions, cell_start, *box,
         n_sorted, n_fine, sizes.cutoff + TIE_TOLERANCE, network_sizes,
-        spheres, cuts, counts, lists, class_counts, entries, exact,
+        spheres, cuts, n_candidates, lists, class_counts, entries, exact,
     )  # fmt: skip
-    *occupied, most = read(class_counts)
+    room, classes = work.sizes.get("room", 0), work.sizes.get("classes", 0)
+    if room == 0:
+        # The first points of all: there is nothing to go by, and their marks tell what they need.
+        return room, classes
     for group, n_inputs in enumerate(networks):
-        if occupied[group] > 0:
+        if classes >> group & 1:
             run(
-                f"select_{n_inputs}", int(occupied[group]), LANES,
-                entries[group], spheres, cuts, counts, lists,
+                f"select_{n_inputs}", n_entries, LANES,
+                class_counts[group : group + 1], entries[group], spheres, cuts, n_candidates, lists,
                 points, order, batch_start, positions, owners, bonds, tied_atoms,
                 cutoff, gap, exact, crossing, features,
             )  # fmt: skip
     if sizes.n_cross > 0 and sizes.n_species > 1:
-        run("cross", per_point, BLOCK, points, order, positions, exact, crossing, features)
+        run(
+            "cross", per_point, BLOCK, points, order, positions, exact, crossing, class_counts, classes, features
+        )  # fmt: skip
     listed = work.array("listed", (n_points,), np.int32)
     run("list_exact", per_point, BLOCK, order, exact, counters, listed)
-    n_exact = int(read(counters)[_cuda_exact.N_LISTED])
-    if n_exact > 0:
-        room = int(most) + _cuda_exact.ROOM
-        fitting = SCRATCH_BYTES // _cuda_exact.bytes_per_thread(sizes, room)
-        threads = LANES * max(1, min(fitting // LANES, -(-n_exact // LANES)))
-        keys = work.array("keys", (sizes.n_species * threads, room), np.float64, "F")
-        items = work.array("items", (sizes.n_species * threads, room), np.int32, "F")
-        scratch = work.array("scratch", (sizes.n_species * threads, sizes.n_angle_neighbors + 2), np.float64, "F")
-        table = view(neighbors.start), view(neighbors.vectors), view(neighbors.distances)
-        for first in range(0, n_exact, threads):
-            run(
-                "exact", threads // LANES, LANES,
-                listed, first, min(first + threads, n_exact), points, order, batch_start, spheres, cuts,
-                positions, owners, cell_start, *box, *table, sizes.cutoff, TIE_TOLERANCE,
-                keys, items, scratch, counters, features,
-            )  # fmt: skip
+    threads = _cuda_exact.n_threads(sizes, room, n_points)
+    keys = work.array("keys", (sizes.n_species * threads, room), np.float64, "F")
+    items = work.array("items", (sizes.n_species * threads, room), np.int32, "F")
+    scratch = work.array("scratch", (sizes.n_species * threads, sizes.n_angle_neighbors + 2), np.float64, "F")
+    table = view(neighbors.start), view(neighbors.vectors), view(neighbors.distances)
+    run(
+        "exact", threads // LANES, LANES,
+        listed, class_counts, points, order, batch_start, spheres, cuts,
+        positions, owners, cell_start, *box, *table, sizes.cutoff, TIE_TOLERANCE,
+        keys, items, scratch, counters, features,
+    )  # fmt: skip
     run("capped", per_point, BLOCK, cutoff, features, counters)
-    totals = read(counters)
-    return int(totals[_cuda_exact.N_CAPPED]), int(totals[_cuda_exact.N_TIED]), n_exact
-
-
-def device_view(array: Any) -> Any:
-    """The array as Numba's kernels take it; an empty one as one of length 1 that is never read."""
-    if 0 in array.shape:
-        shape = tuple(max(1, int(n)) for n in array.shape)
-        return cuda.to_device(np.zeros(shape, np.dtype(str(array.dtype).removeprefix("torch."))))
-    return array if SIMULATOR else cuda.as_cuda_array(array)
+    return room, classes
 
 
 class CudaFeatures:
@@ -329,14 +315,53 @@ class CudaFeatures:
         out : (n_points, n_features) float32 tensor on the device, optional
             OUTPUT: the values.
         """
+        out = self._output(len(points), out)
+        if len(points) == 0:
+            return out, 0, 0, 0
+
+        def run(points: Any, there: SpeciesCells, work: Workspace, stream: Any) -> tuple[int, int, int]:
+            def begin(marks: Any) -> Any:
+                return self._begin(points, self._on_device(batches), there, out, marks, work, stream)
+
+            return finished(begin, self._suffices, self._n_marks(), work, stream)
+
+        return out, *self._on_stream(points, cells, run)
+
+    def start(self, points: Any, batches: Batches, cells: SpeciesCells, out: Any) -> tuple[Any, Any, Any]:
+        """Begin what a call does: (values, marks, given), the marks as a tensor on the device; see `counts`.
+
+        Nothing waits for the device.
+        """
         import torch
 
-        shape = (len(points), self.sizes.n_features)
+        out = self._output(len(points), out)
+        marks = torch.zeros(self._n_marks(), dtype=torch.int32, device=self.device)
+        if len(points) == 0:
+            return out, marks, None
+
+        def begin(points: Any, there: SpeciesCells, work: Workspace, stream: Any) -> Any:
+            return self._begin(points, self._on_device(batches), there, out, marks, work, stream)
+
+        return out, marks, self._on_stream(points, cells, begin)
+
+    def counts(self, marks: Any, given: Any) -> tuple[int, int, int] | None:
+        """(n_capped, n_tied, n_exact) of points that `start` began, by their marks on the host.
+
+        None where they needed more than they were given: then they have to be started again, and are given more.
+        """
+        enough = given is None or self._suffices(marks, given, self._workspace())
+        return counts(marks) if enough else None
+
+    def _output(self, n_points: int, out: Any) -> Any:
+        """`out`, checked, or a new tensor for the values."""
+        import torch
+
+        shape = (n_points, self.sizes.n_features)
         if out is None:
             try:
                 out = torch.empty(shape, dtype=torch.float32, device=self.device)
             except torch.OutOfMemoryError as error:
-                raise no_room(len(points)) from error
+                raise no_room(n_points) from error
         elif (
             not isinstance(out, torch.Tensor)
             or tuple(out.shape) != shape
@@ -345,11 +370,7 @@ class CudaFeatures:
             or not out.is_contiguous()
         ):
             raise SettingsError(f"out is not a contiguous float32 tensor of shape {shape} on {self.device}; give one")
-
-        def run(points: Any, there: SpeciesCells, work: Workspace, stream: Any) -> tuple[int, int, int]:
-            return self._run(points, self._on_device(batches), there, out, work, stream)
-
-        return out, *self._on_stream(points, cells, run)
+        return out
 
     def _on_stream(self, points: Any, cells: SpeciesCells, work_on: Callable[..., Any]) -> Any:
         """``work_on(points, cells, workspace, stream)`` with arrays on the device, on torch's current stream."""
@@ -358,14 +379,27 @@ class CudaFeatures:
         with torch.cuda.device(self.device), cuda.gpus[self.device.index]:
             handle = torch.cuda.current_stream(self.device).cuda_stream
             stream = cuda.external_stream(handle) if handle else cuda.default_stream()
-            work = self._workspaces.setdefault(handle, Workspace())
             there = SpeciesCells(
                 self._upload(cells.positions), self._upload(cells.owners), self._upload(cells.start),
                 cells.origin, cells.edge, cells.shape,
             )  # fmt: skip
-            return work_on(self._upload(points), there, work, stream)
+            return work_on(self._upload(points), there, self._workspace(), stream)
 
-    def _run(
-        self, points: Any, batches: Batches, cells: SpeciesCells, out: Any, work: Workspace, stream: Any
-    ) -> tuple[int, int, int]:
-        return scalar_product_features(points, batches, cells, self._neighbors, self.sizes, out, work, stream)
+    def _workspace(self) -> Workspace:
+        """That of torch's current stream."""
+        import torch
+
+        handle = torch.cuda.current_stream(self.device).cuda_stream
+        return self._workspaces.setdefault(handle, Workspace(sizes=known_sizes(self.sizes)))
+
+    def _n_marks(self) -> int:
+        return n_marks(self.sizes)
+
+    def _begin(
+        self, points: Any, batches: Batches, cells: SpeciesCells, out: Any, marks: Any, work: Workspace, stream: Any
+    ) -> Any:
+        """Begin on the device; returns what the points are given, for `_suffices`."""
+        return start_scalar_product(points, batches, cells, self._neighbors, self.sizes, out, marks, work, stream)
+
+    def _suffices(self, marks: Any, given: Any, workspace: Workspace) -> bool:
+        return suffices(marks, given, workspace)

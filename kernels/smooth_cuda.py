@@ -7,19 +7,19 @@ but no device.
 
 from __future__ import annotations
 
-import warnings
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import cuda
 
-from gpurho.kernels._cuda_sources import GATHER_THREADS, SIMULATOR, compiled
+from gpurho.kernels._cuda_driver import BLOCK, MOST, Workspace, begun, finished
+from gpurho.kernels._cuda_exact import N_COUNTERS
+from gpurho.kernels._cuda_sources import GATHER_THREADS, compiled
 from gpurho.kernels._smooth_cuda import column_order
 from gpurho.kernels._smooth_formulas import DAMPING, UNIT
 from gpurho.kernels.batches import LANES, Batches
 from gpurho.kernels.celllist import SpeciesCells
-from gpurho.kernels.cuda import BLOCK, CudaFeatures, Workspace, device_view, no_room, require_cuda
+from gpurho.kernels.cuda import CudaFeatures
 from gpurho.kernels.smooth import SmoothSizes
 
 ALL = 2**31 - 1
@@ -27,8 +27,8 @@ ALL = 2**31 - 1
 FIRST_ROOM = 96
 """Places for the atoms of a batch and species, to begin with."""
 EVERYTHING = np.array([ALL], np.int32)
-ALONE, MOST, N_MARKS = 0, 2, 3
-"""Places in the marks of `start_smooth`; between them lies the number of batches."""
+N_MARKS = N_COUNTERS + 2
+"""The counters, the one class, and the most atoms of a batch."""
 
 
 def smooth_features(
@@ -67,22 +67,17 @@ def smooth_features(
     work = Workspace() if workspace is None else workspace
     if len(points) == 0:
         return 0, 0, 0
-    while True:
-        marks = work.array("marks", (N_MARKS,), np.int32)
-        room = start_smooth(points, batches, cells, sizes, out, marks, work, stream)
-        found = marks.copy_to_host(stream=stream)
-        if stream:
-            stream.synchronize()
-        if suffices(found, room, work):
-            return int(found[ALONE]), 0, 0
+
+    def begin(marks: Any) -> int:
+        return start_smooth(points, batches, cells, sizes, out, marks, work, stream)
+
+    return finished(begin, suffices, N_MARKS, work, stream)
 
 
 def suffices(marks: Any, room: int, workspace: Workspace) -> bool:
     """Whether all atoms of each batch had a place, by the `marks` of `start_smooth`; else there are more next time."""
-    most = int(marks[MOST])
-    if most > room:
-        workspace.sizes["room"] = max(workspace.sizes.get("room", 0), most + most // 8)
-    return most <= room
+    workspace.enlarge("room", int(marks[MOST]))
+    return bool(marks[MOST] <= room)
 
 
 def start_smooth(
@@ -100,24 +95,18 @@ def start_smooth(
     Parameters
     ----------
     marks : (N_MARKS,) int32 device array
-        OUTPUT: points with no atom within the cutoff at ``marks[ALONE]``, most atoms of a batch at ``marks[MOST]``.
+        OUTPUT: see `gpurho.kernels._cuda_driver`.
 
     Returns
     -------
     room : int
         Places for the atoms of a batch. Where ``marks[MOST]`` turns out larger, `out` is of no use; see `suffices`.
     """
-    require_cuda()
-    device = 0 if SIMULATOR else cuda.get_current_device().id
-    with warnings.catch_warnings():
-        # Numba warns about small grids, which tiles of few points rightly have.
-        warnings.filterwarnings("ignore", message=".*[Gg]rid size.*")
-        try:
-            return _launch(points, batches, cells, sizes, out, marks, workspace, stream, device)
-        except Exception as error:
-            if "OUT_OF_MEMORY" in str(error):
-                raise no_room(len(points)) from error
-            raise
+
+    def launch(device: int) -> int:
+        return _launch(points, batches, cells, sizes, out, marks, workspace, stream, device)
+
+    return begun(launch, len(points))
 
 
 def _launch(
@@ -126,9 +115,9 @@ def _launch(
 ) -> int:  # fmt: skip
     n_batches, n_atoms = len(batches.start) - 1, len(cells.positions)
     n_entries = n_batches * sizes.n_species
-    points, features, marks = device_view(points), device_view(out), device_view(marks)
-    order, batch_start = device_view(batches.order), device_view(batches.start)
-    positions, cell_start = device_view(cells.positions), device_view(cells.start)
+    points, features, marks = work.view(points), work.view(out), work.view(marks)
+    order, batch_start = work.view(batches.order), work.view(batches.start)
+    positions, cell_start = work.view(cells.positions), work.view(cells.start)
     box = (*(float(x) for x in cells.origin), float(cells.edge), *(int(n) for n in cells.shape))
 
     def run(name: str, blocks: int, threads: int, *arguments: Any) -> None:
@@ -146,7 +135,7 @@ def _launch(
     room = work.sizes.setdefault("room", FIRST_ROOM)
     lists = work.array("lists", (n_entries, room), np.int32)
     quads = work.array("quads", (n_entries, room, 4), np.int32)
-    counters, class_counts = marks[: ALONE + 1], marks[ALONE + 1 :]
+    counters, class_counts = marks[:N_COUNTERS], marks[N_COUNTERS:]
     if n_atoms:
         run("coordinates", -(-n_atoms // BLOCK), BLOCK, positions, atoms)
     run("reset", 1, BLOCK, nothing, counters, class_counts)
@@ -189,27 +178,13 @@ class CudaSmooth(CudaFeatures):
     def __init__(self, sizes: SmoothSizes, device: str) -> None:
         super().__init__(None, sizes, device)
 
-    def _run(
-        self, points: Any, batches: Batches, cells: SpeciesCells, out: Any, work: Workspace, stream: Any
-    ) -> tuple[int, int, int]:
-        return smooth_features(points, batches, cells, self.sizes, out, work, stream)
+    def _n_marks(self) -> int:
+        return N_MARKS
 
-    def start(self, points: Any, batches: Batches, cells: SpeciesCells, out: Any) -> tuple[Any, Any, Any]:
-        """Begin what a call does: (values, marks, room), the marks as a tensor on the device; see `start_smooth`."""
-        import torch
+    def _begin(
+        self, points: Any, batches: Batches, cells: SpeciesCells, out: Any, marks: Any, work: Workspace, stream: Any
+    ) -> Any:
+        return start_smooth(points, batches, cells, self.sizes, out, marks, work, stream)
 
-        marks = torch.zeros(N_MARKS, dtype=torch.int32, device=self.device)
-        if len(points) == 0:
-            return out, marks, 0
-
-        def begin(points: Any, cells: SpeciesCells, work: Workspace, stream: Any) -> int:
-            there = self._on_device(batches)
-            return start_smooth(points, there, cells, self.sizes, out, marks, work, stream)
-
-        return out, marks, self._on_stream(points, cells, begin)
-
-    def suffices(self, marks: Any, room: int) -> bool:
-        """`suffices` of the marks on the host."""
-        import torch
-
-        return suffices(marks, room, self._workspaces[torch.cuda.current_stream(self.device).cuda_stream])
+    def _suffices(self, marks: Any, given: Any, workspace: Workspace) -> bool:
+        return suffices(marks, given, workspace)

@@ -204,17 +204,18 @@ def test_importing_the_kernels_starts_no_cuda():
 
 
 def test_the_missing_package_is_named(monkeypatch):
-    from gpurho.kernels import cuda
+    from gpurho.kernels import _cuda_driver as driver
+    from gpurho.kernels.cuda import CudaFeatures
 
-    monkeypatch.setattr(cuda, "SIMULATOR", False)
-    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(driver, "SIMULATOR", False)
+    monkeypatch.setattr(driver.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"gpurho\[cuda13\]"):
-        cuda.require_cuda()
-    monkeypatch.setattr(cuda.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(cuda.cuda, "is_available", lambda: False)
+        driver.require_cuda()
+    monkeypatch.setattr(driver.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(driver.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="device='cpu'"):
-        cuda.require_cuda()
+        driver.require_cuda()
     nothing = np.zeros((0, 3))
     empty = NeighborArrays(np.zeros(1, np.int64), nothing, np.zeros(0), nothing, np.zeros(0, np.uint8))
     with pytest.raises(DeviceError):
-        cuda.CudaFeatures(empty, FeatureSizes(1, 60, 15, 3, 0, 9.0), "cuda")
+        CudaFeatures(empty, FeatureSizes(1, 60, 15, 3, 0, 9.0), "cuda")

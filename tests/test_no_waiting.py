@@ -4,12 +4,12 @@ by the copies that are made."""
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ase.build import bulk
+from predict_tools import small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpurho.errors import ModelError
@@ -34,11 +34,11 @@ class Recorded(TorchDispatchMode):
         return function(*arguments, **(named or {}))
 
 
-def job_of(keep, uncertainty="analytic", **settings):
+def job_of(keep, uncertainty="analytic", model="al", **settings):
     atoms = bulk("Al", cubic=True, a=4.05) * (2, 2, 2)
     atoms.positions += np.random.default_rng(0).normal(0, 0.1, atoms.positions.shape)
     return settle(
-        atoms, "al", grid=(32, 32, 32), tile_shape=(16, 16, 16), uncertainty=uncertainty, keep=keep, **settings
+        atoms, model, grid=(32, 32, 32), tile_shape=(16, 16, 16), uncertainty=uncertainty, keep=keep, **settings
     )
 
 
@@ -73,12 +73,14 @@ def test_what_is_not_finite_is_found_when_results_are_there():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_GPU, reason="no CUDA device, or numba-cuda is not installed")
-def test_no_copies_on_a_gpu_but_atoms_up_and_results_down(tmp_path: Path):
+@pytest.mark.parametrize("family", ["smooth", "scalar-product"])
+def test_no_copies_on_a_gpu_but_atoms_up_and_results_down(family):
     """Copies of a tile in the middle of a run, by CUPTI: its atoms' three arrays up, and as many down as there are
     results."""
     from torch.profiler import ProfilerActivity, profile
 
-    job = job_of(None, device="cuda")
+    job = job_of(None, model="al" if family == "smooth" else small_model(), device="cuda")
+    assert job.model.spec.descriptor.family == family
     stages = Stages(job)
     for tile in list(job.tiles)[:2]:
         stages.finish(stages.begin(tile))
