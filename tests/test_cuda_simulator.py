@@ -78,10 +78,15 @@ def cases():
     }
 
 
-def simulate(atoms, points, spec, batch):
-    """Features and counts by the CUDA drivers: (values, (n_capped, n_tied, n_exact))."""
+def simulate(atoms, points, spec, batch, known=True):
+    """Features and counts by the CUDA drivers: (values, (n_capped, n_tied, n_exact)).
+
+    Where it is `known` what points may need, the driver need not find it out by doing them again.
+    """
     from numba import cuda
 
+    from gpurho.kernels._cuda_driver import Workspace
+    from gpurho.kernels._cuda_sources import class_sizes
     from gpurho.kernels.batches import Batches, point_batches
     from gpurho.kernels.celllist import SpeciesCells, atoms_around, bin_atoms, species_cells
     from gpurho.kernels.cuda import scalar_product_features
@@ -109,7 +114,9 @@ def simulate(atoms, points, spec, batch):
         batches = Batches(np.arange(len(points), dtype=np.int32)[::-1].copy(), start, start)
     batches = Batches(there(np.array(batches.order)), there(np.array(batches.start)), batches.block_start)
     out = there(np.full((len(points), spec.n_features), np.nan, np.float32))
-    counts = scalar_product_features(there(points), batches, cells, neighbors, spec._sizes(), out)
+    sizes = spec._sizes()
+    work = Workspace(sizes={"room": 2000, "classes": (1 << len(class_sizes(sizes))) - 1}) if known else None
+    counts = scalar_product_features(there(points), batches, cells, neighbors, sizes, out, work)
     return out.copy_to_host(), counts
 
 
@@ -118,6 +125,7 @@ def _simulate_all(path):
     for name, (atoms, points, spec, batch, _) in cases().items():
         values, counts = simulate(atoms, points, spec, batch)
         results[name], results[name + " counts"] = values, counts
+    results["found out"], results["found out counts"] = simulate(*cases()["equal distances alone"][:4], known=False)
     np.savez(path, **results)
 
 
@@ -146,6 +154,11 @@ def test_the_cuda_drivers_agree_with_the_oracle(simulated, name):
     width = spec.n_distances + spec.n_angle_atoms * spec.n_angle_neighbors
     last = expected[:, [s * width + spec.n_distances - 1 for s in range(len(spec.species))]]
     assert capped == np.any(last >= spec.cutoff, axis=1).sum()
+
+
+def test_a_new_workspace_finds_out_what_points_need(simulated):
+    assert np.array_equal(simulated["found out"], simulated["equal distances alone"])
+    assert np.array_equal(simulated["found out counts"], simulated["equal distances alone counts"])
 
 
 @pytest.mark.parametrize(("n_inputs", "keep"), [(32, 9), (32, 32), (80, 60), (96, 60), (112, 17), (224, 60)])
