@@ -3,7 +3,8 @@
 The same two paths as `gpurho.kernels.cpu`. A thread block per batch of 64 grid points and species finds the candidate
 atoms and sorts the batch into a class by their number; the class's kernel orders the candidates of each point by a
 sorting network in registers and takes the cosines; the points that this cannot do are listed and done by the exact
-formulas in float64. Results do not depend on timing: a point's row is written by one thread in a fixed order.
+formulas in float64. Results do not depend on timing: a point's row is written by one thread in a fixed order. No
+number is read from the device on the way: blocks and threads are as many as there may be work for, and look there.
 
 Importing this module needs Numba's CUDA target, but no device.
 """
