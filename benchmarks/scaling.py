@@ -1,8 +1,10 @@
 """Strong and weak scaling of prediction over workers of one machine, in one run.
 
 Strong: one system on 1, 2, ... workers. Weak: as many points for each worker. Every worker takes one thread, or one GPU
-with ``--device cuda``. Each figure is the best of ``--repeat`` runs, taken in turn, so that other work on the machine
-meets all of them alike; workers are warm. The time is that of the whole call, shards, tables and the one file included.
+with ``--device cuda``; on CPUs ``--bind`` gives each a core of its own, as Slurm does, so that one worker's compression
+does not run on a core that is another's. Each figure is the best of ``--repeat`` runs, taken in turn, so that other
+work on the machine meets all of them alike; workers are warm. The time is that of the whole call, shards, tables and
+the one file included.
 
     python benchmarks/scaling.py --workers 1 2 --points 400000 --json scaling.json --plot scaling.png
 """
@@ -59,6 +61,13 @@ def measure(client: Any, points: int, tile: int, options: dict[str, Any], folder
     }
 
 
+def bind(core: int) -> None:
+    """Keep all threads of this process, and those that they start, on one core."""
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), {core})
+
+
 def scaling(options: argparse.Namespace) -> dict[str, Any]:
     """All measurements."""
     from distributed import Client
@@ -76,6 +85,10 @@ def scaling(options: argparse.Namespace) -> dict[str, Any]:
             cluster = stack.enter_context(kind(**local_options(n, options.device)))
             clients[n] = stack.enter_context(Client(cluster, set_as_default=False))
             clients[n].wait_for_workers(n)
+            if options.bind:
+                cores = sorted(os.sched_getaffinity(0))
+                for i, worker in enumerate(clients[n].scheduler_info(n_workers=-1)["workers"]):
+                    clients[n].run(bind, cores[i % len(cores)], workers=[worker])
             # Enough runs that every worker has compiled, loaded and computed something.
             measure(clients[n], 4 * n * options.tile**3, options.tile, chosen, folder)
         for turn in range(options.repeat):
@@ -185,6 +198,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=400_000, help="points for each worker")
     parser.add_argument("--tile", type=int, default=32, help="points along each edge of a tile")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--bind", action="store_true", help="a core of its own for each worker (Linux)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument("--uncertainty", default="analytic")

@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from gpurho.errors import DeviceError, GridError, SettingsError, UnknownSpeciesError
 from gpurho.grid import Grid
+from gpurho.host import launch_numba
 from gpurho.kernels.batches import Batches, grid_batches, point_batches
 from gpurho.partition import Tile
 from gpurho.structure import MAX_COORDINATE, Structure, as_structure, real_array
-from gpurho.threads import launch_numba
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gpurho.errors import SettingsError
 from gpurho.export import frozen
-from gpurho.scriptnet import Inputs, ScriptNetwork, cpu_batch
+from gpurho.scriptnet import CUDA_BATCH, BatchedNetwork, Inputs, SampledNetwork, ScriptNetwork, cpu_batch
 
 if TYPE_CHECKING:
     from gpurho.fused import FusedNetwork
@@ -31,10 +32,14 @@ def script_network(
 ) -> ScriptNetwork:
     """The network of a model by TorchScript; `samples` is 0 unless weights are drawn."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    if batch_size is None and where.type == "cpu":
-        batch_size = cpu_batch(model.spec.network.shapes(model.spec.descriptor.n_features)[-1][1], precision)
-    networks = _frozen(model, where, dtype, uncertainty, samples, seed)
-    return ScriptNetwork(networks, _inputs(model, where), dtype, uncertainty is not None, batch_size)
+    if batch_size is None:
+        width = model.spec.network.shapes(model.spec.descriptor.n_features)[-1][1]
+        batch_size = cpu_batch(width, precision) if where.type == "cpu" else CUDA_BATCH
+    if not (isinstance(batch_size, int) and batch_size >= 1):
+        raise SettingsError(f"batch_size {batch_size!r} is not a whole number from 1 up")
+    inputs = _inputs(model, where)
+    networks = _frozen(model, where, dtype, uncertainty, samples, seed, inputs, batch_size)
+    return ScriptNetwork(networks, inputs, uncertainty is not None, batch_size)
 
 
 def fused_network(
@@ -65,15 +70,18 @@ def _inputs(model: DensityModel, where: torch.device) -> Inputs:
 
 
 def _frozen(
-    model: DensityModel, where: torch.device, dtype: torch.dtype, uncertainty: str | None, samples: int, seed: int
-) -> list[Any]:
+    model: DensityModel, where: torch.device, dtype: torch.dtype, uncertainty: str | None, samples: int, seed: int,
+    inputs: Inputs, batch_size: int,
+) -> list[Any]:  # fmt: skip
     """The network, and those of drawn weights, frozen; the same ones again for the same model and settings."""
-    key = (model.fingerprint(), str(where), dtype, uncertainty, samples, seed if samples else 0)
+    key = (model.fingerprint(), str(where), dtype, uncertainty, samples, seed if samples else 0, batch_size)
     networks = _FROZEN.pop(key, None)
     if networks is None:
-        networks = [frozen(model.prediction_network(dtype, uncertainty), where)]
+        network = model.prediction_network(dtype, uncertainty)
+        networks = [frozen(BatchedNetwork(network, inputs, dtype, uncertainty is not None, batch_size), where)]
         for index in range(samples):
-            networks.append(frozen(model.prediction_network(dtype, None, model.drawn(seed, index)), where))
+            drawn = model.prediction_network(dtype, None, model.drawn(seed, index))
+            networks.append(frozen(SampledNetwork(drawn), where))
     _FROZEN[key] = networks
     while len(_FROZEN) > KEPT_FROZEN:
         _FROZEN.pop(next(iter(_FROZEN)), None)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpurho.domain import domain_excess
-from gpurho.errors import SettingsError
+from gpurho.host import keep_freed_memory, side_by_side
 from gpurho.layers import transform_features
-from gpurho.prediction import OUTPUT_ROWS
+from gpurho.prediction import OUTPUT_ROWS, PredictionNetwork
 
 CPU_BATCH = 4096
 """Most points per batch on a CPU; narrow networks take them all, wide ones fewer: `cpu_batch`."""
 
 CPU_ACTIVATION_BYTES = 2**20
 """Most bytes of one layer's activations on a CPU, so that a few of them stay in a core's cache."""
+
+MOST_BATCHES = 16
+"""Batches that one call of TorchScript does on a CPU, at most."""
 
 CUDA_BATCH = 65536
 """Points per batch on a GPU: enough to fill it; nine layers of bf16 activations take about 0.3 GB."""
@@ -70,86 +73,132 @@ class Outputs(NamedTuple):
     superposition: Tensor | None
 
 
-class ScriptNetwork:
-    """Frozen TorchScript networks over batches of one fixed size, the last one padded.
+class BatchedNetwork(nn.Module):
+    """Raw features to rows of `Outputs`, batch by batch; for TorchScript, which runs all of a call without Python.
 
-    So a point's result has the same bits however many points come with it. Features are transformed and standardised
-    in float32, hidden layers run in `dtype`, the output layer in float32.
+    Every batch has one fixed size, the last one padded, so that a point's result has the same bits however many points
+    come with it. Features are transformed and standardised in float32, hidden layers run in the type of `network`, the
+    output layer in float32.
+    """
+
+    if TYPE_CHECKING:  # TorchScript reads annotations that exist at run time
+        slope: Tensor
+        shift: Tensor
+        low: Tensor
+        high: Tensor
+        baseline: Tensor
+
+    def __init__(
+        self, network: PredictionNetwork, inputs: Inputs, dtype: torch.dtype, with_sigma: bool, batch_size: int
+    ) -> None:
+        super().__init__()
+        self.network, self.dtype, self.batch_size, self.with_sigma = network, dtype, batch_size, with_sigma
+        for name in ("slope", "shift", "low", "high"):
+            self.register_buffer(name, getattr(inputs, name))
+        self.columns = inputs.columns or [0, 0]  # TorchScript cannot tell the type of an empty list
+        self.length = float(inputs.length)
+        self.two_body = inputs.baseline is not None
+        # One useful row of many: see the output layer of `PredictionNetwork`.
+        row = torch.zeros(1, 0) if inputs.baseline is None else inputs.baseline[None]
+        self.register_buffer("baseline", F.pad(row, (0, 0, 0, OUTPUT_ROWS - 1)))
+
+    def forward(self, features: Tensor, first: int, last: int, out: Tensor) -> Tensor:
+        """Fill the columns from `first` to `last` of `out`, (rows, n); returns the inputs of the last batch.
+
+        The rows are the density, the superposition where there is one and, with sigma, the logarithm of the variance,
+        the excess, and the epistemic variance where the network gives one.
+        """
+        x = features[:0]
+        for start in range(first, last, self.batch_size):
+            stop = min(start + self.batch_size, last)
+            count = stop - start
+            raw = features[start:stop]
+            inputs = torch.addcmul(self.shift, transform_features(raw, self.columns, self.length), self.slope)
+            x = inputs.to(self.dtype)
+            if count < self.batch_size:
+                x = F.pad(x, [0, 0, 0, self.batch_size - count])
+            result, variance = self.network(x)
+            out[0, start:stop] = result[:count, 0]
+            row = 1
+            if self.two_body:
+                # A whole batch, for the sake of its bits.
+                leading = F.pad(raw[:, : self.baseline.size(1)], [0, 0, 0, self.batch_size - count])
+                out[row, start:stop] = F.linear(leading, self.baseline)[:count, 0]
+                row += 1
+            if self.with_sigma:
+                out[row, start:stop] = result[:count, 1]
+                out[row + 1, start:stop] = domain_excess(inputs, self.low, self.high)
+                if variance.numel() > 0:
+                    out[row + 2, start:stop] = variance[:count]
+        return x
+
+
+class SampledNetwork(nn.Module):
+    """One network of drawn weights; for TorchScript."""
+
+    def __init__(self, network: PredictionNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, mean: Tensor, total: Tensor, squares: Tensor) -> Tensor:
+        """Add what it says of the inputs `x` of a batch beyond `mean`, (count,), and its square."""
+        difference = self.network(x)[0][: mean.size(0), 0] - mean
+        squares.addcmul_(difference, difference)
+        return total.add_(difference)
+
+
+class ScriptNetwork:
+    """Frozen TorchScript networks: batches side by side on the threads of a CPU, one after the other on a GPU.
 
     Parameters
     ----------
-    networks : sequence of frozen `gpurho.prediction.PredictionNetwork`
-        That of the posterior means, then those of drawn weights.
+    networks : frozen `BatchedNetwork`, then frozen `SampledNetwork`s
     inputs : Inputs
-    dtype : torch.float32 or torch.bfloat16
     with_sigma : bool
-    batch_size : int, optional
+    batch_size : int
+        That of the networks.
     """
 
-    def __init__(
-        self, networks: Sequence[Any], inputs: Inputs, dtype: torch.dtype, with_sigma: bool, batch_size: int | None
-    ) -> None:
+    def __init__(self, networks: Sequence[Any], inputs: Inputs, with_sigma: bool, batch_size: int) -> None:
         self._network, self._samples = networks[0], list(networks[1:])
-        self._inputs, self._dtype, self._with_sigma = inputs, dtype, with_sigma
+        self._two_body, self._with_sigma, self.batch_size = inputs.baseline is not None, with_sigma, batch_size
         self.device = inputs.slope.device
-        default = CPU_BATCH if self.device.type == "cpu" else CUDA_BATCH
-        self.batch_size = default if batch_size is None else int(batch_size)
-        if self.batch_size < 1:
-            raise SettingsError(f"batch_size {batch_size!r} is not a whole number from 1 up")
-        self._baseline: Tensor | None = None
-        if inputs.baseline is not None:
-            # One useful row of many: see the output layer of `PredictionNetwork`.
-            self._baseline = F.pad(inputs.baseline[None], (0, 0, 0, OUTPUT_ROWS - 1))
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def __call__(self, features: Tensor) -> Outputs:
         """Outputs for features (n, n_features)."""
-        n = features.size(0)
-        mean = torch.empty(n, dtype=torch.float32, device=self.device)
-        log_variance, variance, excess = (torch.empty_like(mean) if self._with_sigma else None for _ in range(3))
-        superposition = torch.empty_like(mean) if self._baseline is not None else None
-        # Without the profiling executor a call runs the same kernels the first time and every time after.
-        with torch.jit.optimized_execution(False):
-            for start in range(0, n, self.batch_size):
-                rows = slice(start, min(start + self.batch_size, n))
-                count = rows.stop - rows.start
-                inputs = self._standardised(features[rows])
-                x = self._padded(inputs)
-                out, spread = self._network(x)
-                mean[rows] = out[:count, 0]
-                if superposition is not None and self._baseline is not None:
-                    superposition[rows] = self._two_body(features[rows], self._baseline)
-                if log_variance is not None and variance is not None and excess is not None:
-                    excess[rows] = domain_excess(inputs, self._inputs.low, self._inputs.high)
-                    log_variance[rows] = out[:count, 1]
-                    variance[rows] = (self._sample_variance(x, out) if self._samples else spread)[:count]
-        return Outputs(mean, log_variance, variance, excess, superposition)
+        n, size = features.size(0), self.batch_size
+        rows = 1 + self._two_body + 3 * self._with_sigma
+        out = torch.empty((rows, n), dtype=torch.float32, device=self.device)
+        inference = torch.is_inference_mode_enabled()
+        on_cpu = self.device.type == "cpu"
+        # Some batches in a call; few enough that threads which are slower do not keep the others waiting.
+        batches = 1 if self._samples else max(1, min(MOST_BATCHES, -(-n // size) // (4 * torch.get_num_threads())))
+        step = size * batches if on_cpu or self._samples else max(1, n)
 
-    def _standardised(self, features: Tensor) -> Tensor:
-        x = transform_features(features, self._inputs.columns, self._inputs.length)
-        return torch.addcmul(self._inputs.shift, x, self._inputs.slope)
+        def part(first: int) -> None:
+            # Modes are those of a thread. Without the profiling executor a call runs the same kernels the first time
+            # and every time after.
+            with torch.inference_mode(inference), torch.jit.optimized_execution(False):
+                last = min(first + step, n)
+                x = self._network(features, first, last, out)
+                if self._samples:
+                    out[-1, first:last] = self._spread(x, out[0, first:last])
 
-    def _padded(self, x: Tensor) -> Tensor:
-        """Inputs in the network's precision, filled up to a whole batch."""
-        if x.size(0) == self.batch_size:
-            return x.to(self._dtype)
-        padded = torch.zeros((self.batch_size, x.size(1)), dtype=self._dtype, device=self.device)
-        padded[: x.size(0)] = x
-        return padded
+        if on_cpu:
+            side_by_side(part, range(0, n, step))
+        else:
+            for first in range(0, n, step):
+                part(first)
+        log_variance, excess, variance = out[-3:] if self._with_sigma else (None, None, None)
+        return Outputs(out[0], log_variance, variance, excess, out[1] if self._two_body else None)
 
-    def _two_body(self, features: Tensor, baseline: Tensor) -> Tensor:
-        """The part of the density that is linear in the leading columns, in a whole batch for the sake of its bits."""
-        leading = torch.zeros((self.batch_size, baseline.size(1)), dtype=torch.float32, device=self.device)
-        leading[: features.size(0)] = features[:, : baseline.size(1)]
-        return F.linear(leading, baseline)[: features.size(0), 0]
-
-    def _sample_variance(self, x: Tensor, out: Tensor) -> Tensor:
-        """Spread of the sampled networks, equation (4); shifted by the prediction, so that nothing cancels."""
-        total = torch.zeros_like(out[:, 0])
-        squares = torch.zeros_like(total)
+    def _spread(self, x: Tensor, mean: Tensor) -> Tensor:
+        """Variance of the sampled networks, equation (4); shifted by the prediction, so that nothing cancels."""
+        total, squares = torch.zeros_like(mean), torch.zeros_like(mean)
         for network in self._samples:
-            difference = network(x)[0][:, 0] - out[:, 0]
-            total += difference
-            squares.addcmul_(difference, difference)
+            network(x, mean, total, squares)
         count = float(len(self._samples))
         return (squares / count - (total / count).square()).clamp_(min=0.0)
 

@@ -24,7 +24,7 @@ FOLDERS = {
 LAYERS = [
     {"errors", "units", "trees", "versions"},
     {"kernels"},
-    {"structure", "threads", "checksums", "hdf5guard"},
+    {"structure", "host", "checksums", "hdf5guard"},
     {"builders", "defects", "_fcc", "grid", "partition", "sources"},
     {"neighbors", "_neighbor_providers", "descriptors", "surroundings"},
     {

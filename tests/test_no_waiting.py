@@ -42,6 +42,16 @@ def job_of(keep, uncertainty="analytic", model="al", **settings):
     )
 
 
+@pytest.fixture
+def one_thread():
+    """A mode of torch sees the operations of its own thread alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("uncertainty", ["analytic", "last-layer", "sampled", None])
 @pytest.mark.parametrize("keep", [None, ["coarse:4", "histogram", "slice:z=0.5"], "electrons"])
 def test_the_network_and_what_is_kept_of_it_wait_for_nothing(uncertainty, keep):
