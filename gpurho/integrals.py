@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpurho.domain import domain_excess, extrapolation_sigma
+from gpurho.host import side_by_side
 from gpurho.layers import last_activations, transform_features
 from gpurho.uncertainty import curve_factors
 
@@ -96,12 +97,23 @@ class IntegralErrors:
         n = features.size(0)
         weights = torch.ones(n, device=self.device) if shares is None else shares.to(self.device).float()
         where = torch.zeros(n, dtype=torch.long, device=self.device) if owners is None else owners.to(self.device)
-        found = torch.zeros((n_owners, self.size), dtype=torch.float64, device=self.device)
-        with torch.inference_mode():
-            for start in range(0, n, BATCH):
-                rows = slice(start, start + BATCH)
-                self._add(found, features[rows], weights[rows], where[rows])
-            return self._finish(found)
+        starts = range(0, n, BATCH)
+        # One sum is made of sums of batches, in their order; of many there is no room for so many.
+        apart = n_owners == 1 and self.device.type == "cpu"
+        shape = (max(1, len(starts)) if apart else 1, n_owners, self.size)
+        found = torch.zeros(shape, dtype=torch.float64, device=self.device)
+
+        def add(start: int) -> None:
+            rows = slice(start, start + BATCH)
+            with torch.inference_mode():
+                self._add(found[start // BATCH if apart else 0], features[rows], weights[rows], where[rows])
+
+        if apart:
+            side_by_side(add, starts)
+        else:
+            for start in starts:
+                add(start)
+        return self._finish(found.sum(0))
 
     def _add(self, found: Tensor, features: Tensor, shares: Tensor, owners: Tensor) -> None:
         spec, t = self._model_spec, self._t
