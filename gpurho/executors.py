@@ -77,10 +77,11 @@ def _frozen(
     key = (model.fingerprint(), str(where), dtype, uncertainty, samples, seed if samples else 0, batch_size)
     networks = _FROZEN.pop(key, None)
     if networks is None:
-        network = model.prediction_network(dtype, uncertainty)
+        fused = where.type == "cpu" and dtype == torch.bfloat16  # measured: a tenth of the time; in float32 less
+        network = model.prediction_network(dtype, uncertainty, fused=fused)
         networks = [frozen(BatchedNetwork(network, inputs, dtype, uncertainty is not None, batch_size), where)]
         for index in range(samples):
-            drawn = model.prediction_network(dtype, None, model.drawn(seed, index))
+            drawn = model.prediction_network(dtype, None, model.drawn(seed, index), fused)
             networks.append(frozen(SampledNetwork(drawn), where))
     _FROZEN[key] = networks
     while len(_FROZEN) > KEPT_FROZEN:

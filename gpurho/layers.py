@@ -84,16 +84,30 @@ def transform_features(x: Tensor, columns: list[int], length: float) -> Tensor:
     return torch.cat(pieces, dim=1)
 
 
-def last_activations(x: Tensor, weights: list[Tensor], biases: list[Tensor], skip: Tensor, layers: int) -> Tensor:
+if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+
+    def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
+
+else:
+
+    def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.gelu(F.linear(x, weight, bias))
+
+
+def last_activations(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], skip: Tensor, layers: int, fused: bool = False
+) -> Tensor:
     """Inputs (n, W) of the output layer, in its dtype, for standardised features `x` (n, F) in that of the weights.
 
     Within a block, ``h_i = gelu(W_i h_(i-1) + b_i) + skip * h_(i-1)`` from its second layer on; `skip` is
-    (blocks, layers - 1).
+    (blocks, layers - 1). `fused` lets oneDNN take the GELU of a product before it leaves the registers, and before it
+    is rounded; CPU alone.
     """
     h = x
     n_hidden = len(weights) - 1
     for i in range(n_hidden):
-        a = F.gelu(F.linear(h, weights[i], biases[i]))
+        a = _linear_gelu(h, weights[i], biases[i]) if fused else F.gelu(F.linear(h, weights[i], biases[i]))
         j = i % layers
         if j > 0:
             a = torch.addcmul(a, h, skip[i // layers, j - 1])
@@ -101,9 +115,11 @@ def last_activations(x: Tensor, weights: list[Tensor], biases: list[Tensor], ski
     return h.to(weights[n_hidden].dtype)
 
 
-def propagate(x: Tensor, weights: list[Tensor], biases: list[Tensor], skip: Tensor, layers: int) -> Tensor:
+def propagate(
+    x: Tensor, weights: list[Tensor], biases: list[Tensor], skip: Tensor, layers: int, fused: bool = False
+) -> Tensor:
     """Network output (n, 2); the last layer runs in the dtype of its own weights, float32 for prediction."""
-    return F.linear(last_activations(x, weights, biases, skip, layers), weights[-1], biases[-1])
+    return F.linear(last_activations(x, weights, biases, skip, layers, fused), weights[-1], biases[-1])
 
 
 def propagate_variance(

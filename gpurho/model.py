@@ -73,6 +73,7 @@ class DensityModel:
         dtype: torch.dtype = torch.float32,
         uncertainty: str | None = "analytic",
         tensors: list[list[Tensor]] | None = None,
+        fused: bool = False,
     ) -> PredictionNetwork:
         """The network in plain tensors; `tensors` = [weights, biases] replaces the means."""
         weights, biases = tensors or [self._layers("weight_mean"), self._layers("bias_mean")]
@@ -81,9 +82,8 @@ class DensityModel:
             [[t.square() for t in self._layers(f"{k}_sigma")] for k in ("weight", "bias")] if analytic else [None, None]
         )
         factor = self.last_layer() if uncertainty == "last-layer" else None
-        return PredictionNetwork(
-            weights, biases, self.tensors["skip"], self.spec.network.layers, dtype, variances[0], variances[1], factor
-        )
+        skip, layers = self.tensors["skip"], self.spec.network.layers
+        return PredictionNetwork(weights, biases, skip, layers, dtype, variances[0], variances[1], factor, fused)
 
     def last_layer(self) -> Tensor:
         """Lower-triangular L of the covariance ``L L^T`` of the density output's weights and bias, (W + 1, W + 1).

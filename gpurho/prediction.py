@@ -20,7 +20,7 @@ class PredictionNetwork(nn.Module):
     Holds float32 or bfloat16 hidden weights and a float32 output layer. `forward` returns the output (n, 2) and the
     epistemic variance (n,) of its first column: by `propagate_variance` where ``variances`` are given; by the
     posterior of the last layer, ``|L^T (h, 1)|^2`` with the last activations h, where ``last_layer`` = L, (W + 1,
-    W + 1), is; and empty otherwise.
+    W + 1), is; and empty otherwise. `fused` is that of `last_activations`.
     """
 
     if TYPE_CHECKING:  # TorchScript reads annotations that exist at run time
@@ -39,10 +39,11 @@ class PredictionNetwork(nn.Module):
         weight_variances: list[Tensor] | None = None,
         bias_variances: list[Tensor] | None = None,
         last_layer: Tensor | None = None,
+        fused: bool = False,
     ) -> None:
         super().__init__()
         last = len(weights) - 1
-        self.n_layers = layers
+        self.n_layers, self.fused = layers, fused
         self.analytic = weight_variances is not None
         self.last_layer = last_layer is not None
         self.register_buffer("skip", skip.detach().to(dtype))
@@ -77,11 +78,11 @@ class PredictionNetwork(nn.Module):
                 x, weights, biases, weight_variances, bias_variances, self.skip, self.n_layers
             )
         elif self.last_layer:
-            h = last_activations(x, weights, biases, self.skip, self.n_layers)
+            h = last_activations(x, weights, biases, self.skip, self.n_layers, self.fused)
             out = F.linear(h, weights[-1], biases[-1])
             variance = F.linear(h, self.factor, self.factor_bias).square().sum(dim=1)
         else:
-            out = propagate(x, weights, biases, self.skip, self.n_layers)
+            out = propagate(x, weights, biases, self.skip, self.n_layers, self.fused)
             variance = torch.zeros(0, device=x.device)
         return out[:, :2], variance
 

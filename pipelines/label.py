@@ -8,8 +8,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from gpurho.structure import Structure, as_structure
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+    from gpurho.model import DensityModel
 
 GATHER_SECONDS = 600
 """The data set is brought up to date when a label ends and this time has passed."""
@@ -80,6 +82,7 @@ def label(
     engine: str = "qe",
     engine_options: dict[str, Any] | None = None,
     settings: DFTSettings | None = None,
+    start: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     retry_failed: bool = False,
     progress: bool = True,
@@ -96,6 +99,9 @@ def label(
     engine_options : dict, optional
         For the engine's constructor.
     settings : DFTSettings, optional
+    start : str or path, optional
+        Model, by its name or file, from whose density each calculation starts; otherwise from superposed atoms. A label
+        is converged to the same tolerance and so the same label either way, in fewer steps, and says where it started.
     workers : int, optional
         Calculations at once; by default one for each core.
     retry_failed : bool
@@ -113,6 +119,8 @@ def label(
     settings = settings or DFTSettings()
     solver = make_engine(engine, **(engine_options or {}))  # a missing program is told before any work
     tasks = [_task(i, item, settings, solver) for i, item in enumerate(structures)]
+    if start is not None:
+        tasks = [_started(task, start) for task in tasks]
     if not tasks:
         raise SettingsError("no structures to label; give at least one")
     if workers is not None and workers < 1:
@@ -127,7 +135,9 @@ def label(
         todo = [t for t in unique.values() if not store.done(t.key) and t.number not in failures]
         keys = [task.key for task in tasks]
         computed = 0
-        compute = partial(_one, out=store.out, engine=engine, options=engine_options or {}, settings=settings)
+        compute = partial(
+            _one, out=store.out, engine=engine, options=engine_options or {}, settings=settings, start=start
+        )
         try:
             for task, outcome in _compute(todo, store, compute, workers or available_cores(), progress, keys):
                 if outcome is None:
@@ -153,6 +163,23 @@ def _task(number: int, item: Atoms | Structure, settings: DFTSettings, engine: E
         return _Task(number, label_key(structure, settings, name), structure, meta)
     except GpurhoError as error:
         raise type(error)(f"structure {number}: {error}") from None
+
+
+def _started(task: _Task, start: str | os.PathLike[str]) -> _Task:
+    """The task with what its label says of the start; an atom that the model does not know is told before any work."""
+    model = _start_model(os.fspath(start))
+    try:
+        model.spec.descriptor.species_index(task.structure)
+    except GpurhoError as error:
+        raise type(error)(f"structure {task.number}: {error}") from None
+    return replace(task, meta={**task.meta, "start": Path(start).stem, "start_model": model.fingerprint()})
+
+
+@lru_cache(maxsize=1)
+def _start_model(start: str) -> DensityModel:
+    from gpurho.model import load_model
+
+    return load_model(start)
 
 
 def _plain(info: dict[Any, Any]) -> dict[str, Any]:
@@ -202,9 +229,19 @@ def _compute(
                 gathered = time.monotonic()
 
 
-def _one(task: _Task, out: Path, engine: str, options: dict[str, Any], settings: DFTSettings) -> None:
+def _one(
+    task: _Task, out: Path, engine: str, options: dict[str, Any], settings: DFTSettings,
+    start: str | os.PathLike[str] | None,
+) -> None:  # fmt: skip
     """One label, in a worker: computed and made durable there."""
-    result = make_engine(engine, **options).ground_state(task.structure, settings)
+    density = None
+    if start is not None:
+        from gpurho.pipelines.predict import predict
+
+        model, grid = _start_model(os.fspath(start)), settings.shape(task.structure)
+        with predict(task.structure, model, grid=grid, uncertainty=None, device="cpu", progress=False) as rho:
+            density = np.asarray(rho.mean, dtype=np.float64)
+    result = make_engine(engine, **options).ground_state(task.structure, settings, density)
     LabelStore(out).save(task.key, as_snapshot(result, task.meta, task.key))
 
 
@@ -260,6 +297,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("structures", type=Path, nargs="+", help="files that ASE reads: all frames, or FILE@0:10")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="HDF5 data set; resumable")
     parser.add_argument("--engine", default="qe", help="qe, gpaw, sparc, or package.module:Class (%(default)s)")
+    parser.add_argument("--start", metavar="MODEL", help="begin from its density, not from superposed atoms")
     parser.add_argument("--workers", type=int, metavar="N", help="calculations at once (default: one for each core)")
     parser.add_argument("--retry-failed", action="store_true", help="try again what failed before")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -278,6 +316,7 @@ def run(options: argparse.Namespace) -> int:
         options.out,
         engine=options.engine,
         settings=settings_of(options),
+        start=options.start,
         workers=options.workers,
         retry_failed=options.retry_failed,
         progress=not options.quiet,

