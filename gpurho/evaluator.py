@@ -27,8 +27,8 @@ FIELDS = ("mean", "aleatoric", "epistemic")
 class Evaluator:
     """Features in, density and its two standard deviations out; made by `DensityModel.evaluator`.
 
-    A point's result has the same bits however many points come with it. On one machine and number of threads, results
-    repeat bit for bit; between machines or thread counts the matrix products may round differently.
+    A point's result has the same bits however many points come with it, and on however many threads. On one machine
+    results repeat bit for bit; between machines the matrix products may round differently.
 
     Attributes
     ----------

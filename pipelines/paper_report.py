@@ -19,7 +19,9 @@ h1 { font-size: 1.6em; } h2 { font-size: 1.25em; margin-top: 2.2em; border-botto
 h3 { font-size: 1.05em; margin: 1.6em 0 .3em; }
 table { border-collapse: collapse; margin: .6em 0 1em; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .25em .6em; text-align: right; border-bottom: 1px solid #e3e3e3; white-space: nowrap; }
-th { font-weight: 600; vertical-align: bottom; } th.group { text-align: center; border-left: 2px solid #bbb; }
+th { font-weight: 600; vertical-align: bottom; }
+th.group { text-align: center; border-left: 2px solid #bbb; white-space: normal; }
+.wide { overflow-x: auto; } .wide th, .wide td { padding: .25em .45em; } .wide td.text { min-width: 6.5em; }
 td.first { border-left: 2px solid #bbb; } td.text, th.text { text-align: left; white-space: normal; }
 td.ours { font-weight: 600; } td.yes { color: #005a8c; } td.no { color: #a34700; } td.other { color: #666; }
 figure { margin: 1.4em 0 2.2em; } img { max-width: 100%; } figcaption, .note { color: #444; font-size: 13.5px; }
@@ -88,7 +90,8 @@ def _accuracy(number: str, material: str, rows: Sequence[Row], floors: Sequence[
             cells = "".join(_cells(row.cells[name]) for name, _ in columns)
             lines.append(f"<tr>{_text(row.paper_case)}{_text(row.our_case)}<td>{n or '-'}</td>{cells}</tr>")
         head = f"<thead><tr>{first}{groups}</tr><tr>{second}</tr></thead>"
-        parts.append(f"<table aria-label='{what}'>{head}<tbody>{''.join(lines)}</tbody></table>")
+        table = f"<table aria-label='{what}'>{head}<tbody>{''.join(lines)}</tbody></table>"
+        parts.append(f"<div class='wide'>{table}</div>")
     parts.append(
         "<p class='note'>Errors per snapshot, then their mean (root mean square of the RMSE). L1 per electron after the"
         " rescaling of equation 6. Energies: absolute differences from the label after one diagonalisation in the"
