@@ -117,6 +117,22 @@ def test_the_best_state_is_restored_when_training_stops_early(data: Dataset, tmp
     assert errors[-1] > 1.001 * errors[best]
 
 
+@pytest.mark.parametrize(("width", "threads", "found"), [(8, None, 1), (128, None, 2), (8, 2, 2)])
+def test_narrow_networks_are_trained_on_one_thread(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int, threads: int | None, found: int
+) -> None:
+    seen = []
+    finish = Trainer.run
+    monkeypatch.setattr(Trainer, "run", lambda self, bar: (seen.append(torch.get_num_threads()), finish(self, bar))[1])
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train(data, tmp_path / "m.safetensors", threads=threads, **{**SMALL, "width": width, "epochs": 1})
+        assert (seen, torch.get_num_threads()) == ([found], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_running_mean_is_validated_and_kept(data: Dataset, tmp_path: Path) -> None:
     split = split_snapshots(data, test=[2, 7], validation=[1])
     changes = {"epochs": 2, "ema": 0.95}
