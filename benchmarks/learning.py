@@ -32,12 +32,14 @@ DATA = HERE / "data"
 EDGE = 24
 """Costs are those of a tile of so many points along each axis."""
 
-PAPER_SIZES = {"family": "scalar-product", "n_distances": 60, "n_angle_atoms": 15, "n_angle_neighbors": 3}
-LIKE_SMOOTH = {k: v for k, v in FAMILY_DEFAULTS["smooth"].items() if k not in ("cutoff", "target", "estimator")}
-"""What the family "scalar-product" needs to be trained as the other one is."""
-
 NETWORK = {"blocks": 1, "layers": 3, "width": 64}
 """That of everything but the comparison of sizes."""
+
+PAPER_SIZES = {"family": "scalar-product", "n_distances": 60, "n_angle_atoms": 15, "n_angle_neighbors": 3}
+LIKE_SMOOTH = {
+    k: v for k, v in FAMILY_DEFAULTS["smooth"].items() if k not in ("cutoff", "target", "estimator", *NETWORK)
+}
+"""What the family "scalar-product" needs to be trained as the other one is."""
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "paper's descriptors, density": {**PAPER_SIZES, **LIKE_SMOOTH},
@@ -230,11 +232,12 @@ def plot(record: dict[str, Any], path: Path) -> None:
             if "mean_us" in row:
                 x = row["descriptors_us"] + row["mean_us"]
                 left.plot(x, 100 * row["l1"], marker, color=colours[k], ms=7, alpha=0.8, label=name)
-    left.set(xlabel="processor µs per grid point (mean)", ylabel="L1 per electron on test snapshots, %", yscale="log")
+    left.set(xlabel="processor µs per grid point (mean)", ylabel="L1 per electron on test snapshots, %")
+    left.set(xscale="log", yscale="log")
     left.set_yticks([0.4, 0.5, 0.7, 1.0, 1.3], ["0.4", "0.5", "0.7", "1.0", "1.3"], minor=False)
+    left.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"], minor=False)
     left.minorticks_off()
-    left.set_xlim(left=0)
-    left.legend(fontsize=7, title="circles: size of the network", title_fontsize=7, loc="center left")
+    left.legend(fontsize=7, title="circles: size of the network", title_fontsize=7, loc="upper right")
     roads = record.get("roads", {})
     for k, row in enumerate(roads.values()):
         for shift, cells, colour in ((-0.18, "al32", "#0072b2"), (0.18, "al108", "#e69f00")):
@@ -277,7 +280,7 @@ def main() -> None:
         numba.set_num_threads(1)
         for part, members in (("families", FAMILIES), ("sizes", SIZES)):
             for name, row in record.get(part, {}).items():
-                row.update(costs(members[name]))
+                row.update(costs({**NETWORK, **members[name]}))
                 print(part, name, {key: value for key, value in row.items() if key.endswith("_us")})
         options.json.write_text(json.dumps(record, indent=1) + "\n")
     if options.plot is not None:
