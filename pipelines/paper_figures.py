@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*X"
+ATOM_TICKS = (32, 64, 128, 256, 512, 1024)
+"""Numbers of atoms that are written at an axis."""
 
 
 def draw_accuracy(tables: dict[str, list[Row]]) -> Figure:
@@ -111,12 +113,13 @@ def draw_sizes(
     left.set_ylabel("L1 per electron")
     right.set_ylabel("root mean square sigma, e/Bohr$^3$")
     for panel in (left, right):
-        panel.set_xscale("log")
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(ATOM_TICKS, [str(n) for n in ATOM_TICKS])
         panel.set_xlabel("atoms")
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(bottom=0, top=1.25 * panel.get_ylim()[1])
         panel.grid(alpha=0.3)
         if panel.lines:
-            panel.legend(fontsize=8, frameon=False)
+            panel.legend(fontsize=8, frameon=False, ncols=2)
     return figure
 
 
@@ -225,6 +228,7 @@ def draw_guides(guides: dict[str, list[dict[str, Any]]]) -> Figure:
             panel.plot(atoms, values, color=COLORS[k], marker=MARKERS[k], label=what)
             panel.plot(atoms, noise, color=COLORS[k], ls=":", marker=MARKERS[k], mfc="none", label=f"{what}, noise")
         panel.set_xlabel("atoms")
+        panel.set_xticks(atoms)
         panel.set_ylabel(f"KL divergence of {sizes[-1]['atoms']:.0f} atoms from them, nats")
         panel.set_yscale("log")
         panel.set_title(NAMES[material])

@@ -21,7 +21,8 @@ table { border-collapse: collapse; margin: .6em 0 1em; font-size: 13px; font-var
 th, td { padding: .25em .6em; text-align: right; border-bottom: 1px solid #e3e3e3; white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; }
 th.group { text-align: center; border-left: 2px solid #bbb; white-space: normal; }
-.wide { overflow-x: auto; } .wide th, .wide td { padding: .25em .45em; } .wide td.text { min-width: 6.5em; }
+.wide { overflow-x: auto; } .wide table { font-size: 12px; }
+.wide th, .wide td { padding: .25em .45em; } .wide td.text { min-width: 6.5em; }
 td.first { border-left: 2px solid #bbb; } td.text, th.text { text-align: left; white-space: normal; }
 td.ours { font-weight: 600; } td.yes { color: #005a8c; } td.no { color: #a34700; } td.other { color: #666; }
 figure { margin: 1.4em 0 2.2em; } img { max-width: 100%; } figcaption, .note { color: #444; font-size: 13.5px; }
