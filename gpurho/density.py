@@ -17,6 +17,7 @@ from gpurho.keep import HISTOGRAM, SIGMA_EDGES, Keep, density_edges, plane_indic
 from gpurho.kept import Histogram, Kept, coarse_grid
 from gpurho.peratom import AtomCharges, per_atom
 from gpurho.sections import Line, Section, interpolate, line_points, mesh_points, plane_mesh
+from gpurho.storedatoms import StoredAtoms
 from gpurho.structure import Structure
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Density:
     grid : Grid
         Points of the field. Of a prediction for a region this is the region's own grid, without periods along the
         axes that the region cuts.
-    structure : Structure
+    structure : Structure, or what has a length and gives one when its `structure()` is called
     mean : (nx, ny, nz) float32 array or LazyField, e/angstrom^3; or None
         None where the prediction kept no field but what is in `kept`.
     aleatoric, epistemic : like `mean`, optional
@@ -67,7 +68,7 @@ class Density:
     def __init__(
         self,
         grid: Grid,
-        structure: Structure,
+        structure: StoredAtoms,
         mean: Field | None,
         aleatoric: Field | None = None,
         epistemic: Field | None = None,
@@ -92,7 +93,7 @@ class Density:
                 raise GridError(
                     f"{name} has shape {tuple(field.shape)} on a grid of shape {grid.shape}; give one value a point"
                 )
-        self.grid, self.structure = grid, structure
+        self.grid, self._atoms = grid, structure
         self.correction = correction or Correction()
         self.info: dict[str, Any] = dict(info or {})
         self._totals, self._errors = totals, errors
@@ -100,6 +101,17 @@ class Density:
         self._made: dict[str, Field] = {}
 
     # -- fields ---------------------------------------------------------------------------------------------
+
+    @property
+    def structure(self) -> Structure:
+        """The atoms. Those of a file are read when they are first asked for, where they are very many."""
+        self._atoms = found = self._atoms.structure()
+        return found
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms."""
+        return len(self._atoms)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -243,7 +255,7 @@ class Density:
         known = None
         volume = self._correlation_volume
         if model is None and self.kept is not None and self.kept.atom_sums is not None:
-            return self.kept.charges(len(self.structure), self.grid.dv, self.correction, volume)
+            return self.kept.charges(self.n_atoms, self.grid.dv, self.correction, volume)
         if self.kept is not None and not self._raw:
             raise self.kept.missing("the full field", "field" if self.kept.keep.atoms else "atoms")
         if model is not None and self.uncertain:
@@ -266,7 +278,7 @@ class Density:
         fields = [kept.coarse.get(name) for name in NAMES]
         errors = None if self._errors is None else self._errors / block
         return Density(
-            grid, self.structure, *fields, errors=errors, correction=self.correction, info=self.info, close=self._close
+            grid, self._atoms, *fields, errors=errors, correction=self.correction, info=self.info, close=self._close
         )
 
     def histogram(self, field: str = "mean") -> Histogram:
@@ -410,19 +422,7 @@ class Density:
     def __repr__(self) -> str:
         if not self._raw:
             what = ", ".join(self.kept.keep.to_items()) if self.kept is not None else "nothing"
-            return f"<Density of {len(self.structure)} atoms on {self.shape}, kept {what}>"
+            return f"<Density of {self.n_atoms} atoms on {self.shape}, kept {what}>"
         where = "on disk" if isinstance(self._raw["mean"], LazyField) else "in memory"
         spread = "with" if self.uncertain else "without"
-        return f"<Density of {len(self.structure)} atoms on {self.shape}, {spread} uncertainty, {where}>"
-
-
-def region_grid(grid: Grid, region: tuple[tuple[int, int], ...] | None) -> Grid:
-    """The part of `grid` that `region` names as a grid of its own; an axis that is cut has no period."""
-    if region is None:
-        return grid
-    start = np.array([low for low, _ in region], dtype=float)
-    shape = [high - low for low, high in region]
-    whole = [n == full for n, full in zip(shape, grid.shape, strict=True)]
-    cell = np.where(np.array(whole)[:, None], grid.cell, grid.steps * np.array(shape, dtype=float)[:, None])
-    pbc = [period and full for period, full in zip(grid.pbc, whole, strict=True)]
-    return Grid(shape, cell, grid.origin + start @ grid.steps, pbc)
+        return f"<Density of {self.n_atoms} atoms on {self.shape}, {spread} uncertainty, {where}>"

@@ -43,7 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpurho.checksums import HDF5_FORMAT, get, get_text, put, put_text
-from gpurho.density import Density, region_grid
+from gpurho.density import Density
 from gpurho.densitychecks import (
     check_sums,
     checked_field,
@@ -55,13 +55,15 @@ from gpurho.densitychecks import (
 )
 from gpurho.errors import OutputExistsError, SettingsError, StoreError
 from gpurho.fields import NAMES, Box, Correction, LazyField, Totals
-from gpurho.grid import Grid
+from gpurho.grid import Grid, region_grid
 from gpurho.hdf5guard import DAMAGE
 from gpurho.journal import first_difference
 from gpurho.keep import Keep, Piece, kept_planes, pieces_of, plane_name, shifted
 from gpurho.kept import COLUMNS as ATOM_COLUMNS
 from gpurho.kept import Histogram, Kept, SumStore
 from gpurho.partition import Tile, TileSet
+from gpurho.sources import StructureSource
+from gpurho.storedatoms import atoms_of, put_atoms
 from gpurho.structure import Structure
 from gpurho.trust import Trust
 from gpurho.truststore import read_trust, write_trust
@@ -83,7 +85,7 @@ class Layout:
 
     grid: Grid
     tiles: TileSet
-    structure: Structure
+    structure: Structure | StructureSource
     names: tuple[str, ...]
     settings: dict[str, Any]
     provenance: dict[str, Any]
@@ -143,11 +145,7 @@ def create_file(path: Path, layout: Layout, link: Callable[[Any], None] | None =
         grid.attrs[name] = np.asarray(getattr(layout.grid, name))
     if layout.region is not None:
         grid.attrs["region"] = np.asarray(layout.region, dtype=np.int64)
-    structure = h5.create_group("structure")
-    put(structure, "positions", layout.structure.positions)
-    put(structure, "numbers", layout.structure.numbers)
-    structure.attrs["cell"] = layout.structure.cell
-    structure.attrs["pbc"] = layout.structure.pbc
+    put_atoms(h5, layout.structure)
     text = json.dumps({"settings": layout.settings, **layout.provenance}, sort_keys=True)
     put(h5, "provenance", np.bytes_(text.encode()))
     if not layout.keep.field_alone:
@@ -299,10 +297,9 @@ def open_density(path: str | Path) -> Density:
 
 
 def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
-    header, atoms = h5["grid"].attrs, h5["structure"]
+    header = h5["grid"].attrs
     grid = Grid([int(n) for n in header["shape"]], header["cell"], header["origin"], header["pbc"])
     region = tuple((int(a), int(b)) for a, b in header["region"]) if "region" in header else None
-    structure = Structure(get(atoms, "positions"), get(atoms, "numbers"), atoms.attrs["cell"], atoms.attrs["pbc"])
     part = region_grid(grid, region)
     low = [a for a, _ in region] if region else [0, 0, 0]
     keep = Keep.of(json.loads(get_text(h5, "keep"))) if "keep" in h5.attrs else Keep()
@@ -371,7 +368,7 @@ def _density_of(h5: Any, shards: ShardedFields | None) -> Density:
         raise KeyError("dataset 'mean' is missing")
     density = Density(
         part,
-        structure,
+        atoms_of(h5),
         mean,
         lazy("aleatoric"),
         lazy("epistemic"),

@@ -129,3 +129,15 @@ def _checked_cell(cell: ArrayLike) -> NDArray[np.float64]:
     if not cell_heights(rows).min() >= MIN_CELL_HEIGHT:
         raise GridError(f"grid cell {rows.tolist()} has no volume; give three independent vectors in angstrom")
     return rows
+
+
+def region_grid(grid: Grid, region: tuple[tuple[int, int], ...] | None) -> Grid:
+    """The part of `grid` that `region` names as a grid of its own; an axis that is cut has no period."""
+    if region is None:
+        return grid
+    start = np.array([low for low, _ in region], dtype=float)
+    shape = [high - low for low, high in region]
+    whole = [n == full for n, full in zip(shape, grid.shape, strict=True)]
+    cell = np.where(np.array(whole)[:, None], grid.cell, grid.steps * np.array(shape, dtype=float)[:, None])
+    pbc = [period and full for period, full in zip(grid.pbc, whole, strict=True)]
+    return Grid(shape, cell, grid.origin + start @ grid.steps, pbc)

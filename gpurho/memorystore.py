@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.density import Density, region_grid
+from gpurho.density import Density
 from gpurho.densityfile import Layout
 from gpurho.errors import StoreError
 from gpurho.fields import NAMES, Correction, Field, Totals
+from gpurho.grid import region_grid
 from gpurho.keep import plane_name, shifted
 from gpurho.kept import Kept, SumStore, TileSums
 from gpurho.partition import Tile
@@ -77,7 +78,7 @@ class MemorySink:
         info = {**layout.provenance, "settings": layout.settings, "region": layout.region}
         density = Density(
             self._grid,
-            layout.structure,
+            layout.structure.structure(),
             arrays[0],
             arrays[1],
             arrays[2],
@@ -118,7 +119,7 @@ def in_memory(density: Density) -> Density:
         errors=density._errors,
         correction=density.correction,
         info=density.info,
-        kept=None if density.kept is None else density.kept.in_memory(density.grid, len(density.structure)),
+        kept=None if density.kept is None else density.kept.in_memory(density.grid, density.n_atoms),
     )
     copy.trust = density.trust
     return copy

@@ -239,7 +239,8 @@ class AtomSums:
             if needed > limit:
                 raise HaloTooSmallError(
                     f"the nearest atom of a point may lie {needed:.3g} angstrom away, beyond the halo of"
-                    f" {limit:.3g} of a worker's atoms; predict on one device, or leave out keep='atoms'"
+                    f" {limit:.3g} of the atoms at hand; predict on one device with all atoms in memory, or leave out"
+                    " keep='atoms'"
                 )
             reach = needed
 

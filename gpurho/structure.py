@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,9 +113,21 @@ class Structure:
     @property
     def symbols(self) -> tuple[str, ...]:
         """The chemical symbols present, each once, in alphabetic order."""
-        from ase.data import chemical_symbols
+        return symbols_of(self.counts)
 
-        return tuple(sorted(chemical_symbols[z] for z in np.unique(self.numbers)))
+    @property
+    def counts(self) -> dict[int, int]:
+        """Atoms of each atomic number."""
+        numbers, counts = np.unique(self.numbers, return_counts=True)
+        return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+
+    def pieces(self) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
+        """Positions and numbers of all atoms in their order, here in one piece; see `gpurho.sources`."""
+        yield self.positions, self.numbers
+
+    def structure(self) -> Structure:
+        """Itself, as atoms that lie in a file give the structure that they are."""
+        return self
 
     @property
     def volume(self) -> float:
@@ -123,14 +136,13 @@ class Structure:
 
     def fingerprint(self) -> str:
         """SHA-256 of the numbers, positions, cell and periodicity, bit for bit."""
-        digest = hashlib.sha256(b"gpurho structure 1")
-        for array in (self.numbers, self.positions, self.cell, self.pbc):
-            digest.update(str(array.shape).encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()
+        return fingerprint(len(self), self.pieces, self.cell, self.pbc)
 
-    def check_overlaps(self, minimum: float = 0.5) -> None:
-        """Raise `StructureError` where two atoms (periodic images included) are closer than `minimum` angstrom."""
+    def check_overlaps(self, minimum: float = 0.5, index: NDArray[np.int64] | None = None) -> None:
+        """Raise `StructureError` where two atoms (periodic images included) are closer than `minimum` angstrom.
+
+        `index` are the numbers to say of the atoms, where they are a part of a larger structure's.
+        """
         from scipy.spatial import cKDTree
 
         fractional = self.positions @ np.linalg.inv(self.cell)
@@ -154,6 +166,8 @@ class Structure:
             first, second = sorted((worst, int(owners[partner[worst, 1]])))
             if first == second:
                 first, second = sorted((worst, int(owners[partner[worst, 0]])))
+            if index is not None:
+                first, second = int(index[first]), int(index[second])
             what = f"atoms {first} and {second} are" if first != second else f"atom {first} and its periodic image are"
             raise StructureError(
                 f"{what} {distance[worst, 1]:.4g} angstrom apart, under the minimum of {minimum:g};"
@@ -168,6 +182,31 @@ def as_structure(atoms: Structure | Atoms | Any) -> Structure:
     if hasattr(atoms, "get_positions") and hasattr(atoms, "get_atomic_numbers"):
         return Structure.from_ase(atoms)
     raise StructureError(f"atoms are {type(atoms).__name__}; give ase.Atoms or gpurho.Structure")
+
+
+def symbols_of(numbers: Iterable[int]) -> tuple[str, ...]:
+    """Chemical symbols of atomic numbers, in alphabetic order."""
+    from ase.data import chemical_symbols
+
+    return tuple(sorted(chemical_symbols[z] for z in numbers))
+
+
+def fingerprint(
+    n_atoms: int,
+    pieces: Callable[[], Iterable[tuple[NDArray[np.float64], NDArray[np.int64]]]],
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+) -> str:
+    """SHA-256 of atoms that come in pieces of positions and numbers, bit for bit; `pieces` is called twice."""
+    digest = hashlib.sha256(b"gpurho structure 1")
+    for column, shape in ((1, (n_atoms,)), (0, (n_atoms, 3))):
+        digest.update(str(shape).encode())
+        for piece in pieces():
+            digest.update(np.ascontiguousarray(piece[column]).data)
+    for array in (cell, pbc):
+        digest.update(str(array.shape).encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def real_array(value: Any) -> NDArray[np.float64] | None:

@@ -33,17 +33,17 @@ class Surroundings:
 
     Attributes
     ----------
-    nearest : (n,) float64, angstrom
+    nearest : (n,) float, angstrom
         Distance of the nearest atom; infinite where the shell is empty.
-    coordination : (n,) int64
+    coordination : (n,) int
         Atoms in the shell, up to `MOST`.
-    bond : (n,) float64, angstrom
+    bond : (n,) float, angstrom
         Mean distance of those atoms; 0 where there is none.
     """
 
-    nearest: Floats
-    coordination: NDArray[np.int64]
-    bond: Floats
+    nearest: NDArray[np.floating]
+    coordination: NDArray[np.signedinteger]
+    bond: NDArray[np.floating]
 
     @classmethod
     def joined(cls, parts: Sequence[Surroundings]) -> Surroundings:

@@ -7,13 +7,14 @@ separate checks of neighbours, composition and volume. Neither needs a predictio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpurho.sources import StructureSource
 from gpurho.structure import Structure
 from gpurho.surroundings import AtomBatches, Surroundings
 from gpurho.truststats import AtomInputs, TrustStatistics, combined, nearest_known
@@ -164,7 +165,7 @@ class Trust:
 
 
 def trust_of(
-    structure: Structure,
+    structure: Structure | StructureSource,
     model: DensityModel,
     device: str = "cpu",
     wanted: NDArray[np.bool_] | None = None,
@@ -177,7 +178,7 @@ def trust_of(
 
     Parameters
     ----------
-    structure : Structure
+    structure : Structure or StructureSource
     model : DensityModel
     device : str
         Where descriptors are computed.
@@ -198,24 +199,41 @@ def trust_of(
     looked = np.ones(n, dtype=bool) if wanted is None else wanted
     mean, basis, known = (model.tensors[f"trust_{k}"].double().numpy() for k in ("mean", "basis", "known"))
     by_species = np.split(known, np.cumsum(stats.atoms)[:-1])
-    inputs, batches = AtomInputs(model, structure, device), AtomBatches(structure, looked)
-    per_atom = np.full(n, np.nan, dtype=np.float32)
-    shells = Surroundings(np.full(n, np.inf), np.zeros(n, dtype=np.int64), np.zeros(n))
-    for atoms, points in batches:
-        kinds = inputs.species[atoms]
-        z, thin = np.split((inputs.at(points) - mean[kinds]) @ basis, [stats.axes], axis=1)
-        far = np.full(len(atoms), FAR)
-        for s in np.unique(kinds):
-            if len(by_species[s]):
-                found = combined(nearest_known(z[kinds == s], by_species[s]), thin[kinds == s])
-                far[kinds == s] = np.minimum(found, FAR)
-        per_atom[atoms] = far
-        around = batches.surroundings(points, stats.shell)
-        for name in ("nearest", "coordination", "bond"):
-            getattr(shells, name)[atoms] = getattr(around, name)
-        if tick is not None:
-            tick(len(atoms))
-    return _judged(structure, inputs.species, per_atom, shells, stats, model.spec.species)
+    per_atom, species = np.full(n, np.nan, dtype=np.float32), np.zeros(n, dtype=np.int8)
+    # Small types: these are the arrays that grow with the atoms.
+    lengths = np.full(n, np.inf, dtype=np.float32), np.zeros(n, dtype=np.float32)
+    shells = Surroundings(lengths[0], np.zeros(n, dtype=np.int8), lengths[1])
+    for part, index, chosen in _parts(structure, max(model.spec.descriptor.reach, stats.shell), looked):
+        inputs, batches = AtomInputs(model, part, device), AtomBatches(part, chosen)
+        for atoms, points in batches:
+            kinds = inputs.species[atoms]
+            z, thin = np.split((inputs.at(points) - mean[kinds]) @ basis, [stats.axes], axis=1)
+            far = np.full(len(atoms), FAR)
+            for s in np.unique(kinds):
+                if len(by_species[s]):
+                    found = combined(nearest_known(z[kinds == s], by_species[s]), thin[kinds == s])
+                    far[kinds == s] = np.minimum(found, FAR)
+            here = atoms if index is None else index[atoms]
+            per_atom[here], species[here] = far, kinds
+            around = batches.surroundings(points, stats.shell)
+            for name in ("nearest", "coordination", "bond"):
+                getattr(shells, name)[here] = getattr(around, name)
+            if tick is not None:
+                tick(len(atoms))
+    return _judged(structure, species, per_atom, shells, stats, model.spec.species)
+
+
+def _parts(
+    structure: Structure | StructureSource, reach: float, wanted: NDArray[np.bool_]
+) -> Iterator[tuple[Structure, NDArray[np.int64] | None, NDArray[np.bool_]]]:
+    """Atoms with all others within `reach`, their numbers in the whole (None: all), and which of them to look at."""
+    if isinstance(structure, Structure):
+        yield structure, None, wanted
+        return
+    for part in structure.parts(reach):
+        chosen = part.inside & wanted[part.index]
+        if chosen.any():
+            yield part.structure, part.index, chosen
 
 
 def unknown(n_atoms: int) -> Trust:
@@ -233,7 +251,7 @@ def unknown(n_atoms: int) -> Trust:
 
 
 def _judged(
-    structure: Structure,
+    structure: Structure | StructureSource,
     species: NDArray[Any],
     per_atom: NDArray[np.float32],
     shells: Surroundings,
@@ -295,7 +313,11 @@ def _lacking(per_atom: NDArray[np.float32], shells: Surroundings, looked: NDArra
 
 
 def _whole(
-    structure: Structure, species: NDArray[Any], shells: Surroundings, stats: TrustStatistics, names: Sequence[str]
+    structure: Structure | StructureSource,
+    species: NDArray[Any],
+    shells: Surroundings,
+    stats: TrustStatistics,
+    names: Sequence[str],
 ) -> list[Reason]:
     """What is unlike training in the structure as a whole: shares of species, and volume where no surface makes it."""
     notes = []
@@ -305,7 +327,7 @@ def _whole(
             trained = f"{low:.0%}" if low == high else f"{low:.0%} to {high:.0%}"
             notes.append(Reason("composition", 0, f"{share:.0%} {name}, trained on {trained}"))
             break  # the share of another species follows from it
-    middle = np.array(stats.coordination)[species, 1]
+    middle = np.array(stats.coordination, dtype=np.float32)[species, 1]
     volume, (low, high) = structure.volume / len(structure), stats.volume
     bulk = structure.pbc.all() and np.mean(shells.coordination > (1.0 - OPEN) * middle) > 0.95
     if bulk and not (1 - VOLUME_SLACK) * low <= volume <= (1 + VOLUME_SLACK) * high:

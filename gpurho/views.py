@@ -8,10 +8,10 @@ from itertools import pairwise, product
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.density import Density, region_grid
+from gpurho.density import Density
 from gpurho.errors import GridError, SettingsError
 from gpurho.fields import BLOCK, Box, Field, LazyField
-from gpurho.grid import Grid
+from gpurho.grid import Grid, region_grid
 from gpurho.keep import MAX_FACTOR, shifted
 from gpurho.kept import coarse_grid
 from gpurho.partition import Triple, make_tiles

@@ -25,14 +25,18 @@ class AtomBins:
         In bin order; within [0, 1) along periodic directions.
     owners : (n_atoms,) int32
         The structure's index of each atom.
-    start : (n_bins + 1,) int64
-        Where the atoms of bin ``(ix * by + iy) * bz + iz`` begin.
+    occupied : (n_occupied,) int64
+        The bins with atoms, ``(ix * by + iy) * bz + iz``, ascending. The others are not listed, so that a part of a
+        large structure, or few atoms in a vast cell, take no memory by volume.
+    start : (n_occupied + 1,) int64
+        Where the atoms of each of them begin.
     shape : (3,) int64
         Bins along each cell vector.
     """
 
     fractional: Floats
     owners: Ints
+    occupied: NDArray[np.int64]
     start: NDArray[np.int64]
     shape: NDArray[np.int64]
     cell: Floats
@@ -57,25 +61,28 @@ def bin_atoms(
     wrapped = np.where(pbc, fractional - np.floor(fractional), fractional)
     # A tiny negative coordinate rounds up to 1 when it is wrapped.
     wrapped[(wrapped >= 1.0) & pbc] = 0.0
-    bins = _bin_shape(len(positions), inverse, bin_width) if shape is None else np.array(shape, np.int64)
+    bins = bin_shape(len(positions), inverse, bin_width) if shape is None else np.array(shape, np.int64)
     index = np.clip(np.floor(wrapped * bins).astype(np.int64), 0, bins - 1)
     flat = (index[:, 0] * bins[1] + index[:, 1]) * bins[2] + index[:, 2]
     order = np.argsort(flat, kind="stable")
-    start = np.searchsorted(flat[order], np.arange(bins.prod() + 1)).astype(np.int64)
+    occupied, first = np.unique(flat[order], return_index=True)
+    start = np.append(first, len(flat)).astype(np.int64)
     fractional = np.ascontiguousarray(wrapped[order])
     rows = np.array(cell, dtype=np.float64, order="C")
-    return AtomBins(fractional, order.astype(np.int32), start, bins, rows, np.asarray(inverse, np.float64), pbc)
+    inverse = np.asarray(inverse, np.float64)
+    return AtomBins(fractional, order.astype(np.int32), occupied.astype(np.int64), start, bins, rows, inverse, pbc)
 
 
-def _bin_shape(n_atoms: int, inverse: Floats, bin_width: float) -> NDArray[np.int64]:
+def bin_shape(n_atoms: int, inverse: Floats, bin_width: float = 5.0) -> NDArray[np.int64]:
+    """Bins along each cell vector for so many atoms; `inverse` (3, 3) is that of the cell, 1/angstrom."""
     heights = 1.0 / np.linalg.norm(inverse, axis=0)
-    # No more bins than atoms along an axis: a sparse system in a vast cell must not cost memory by volume.
+    # No more bins than atoms along an axis: those around a tile of a sparse system in a vast cell are all looked at.
     most = max(1, int(np.ceil(n_atoms ** (1 / 3))) * 4)
     return np.clip((heights / bin_width).astype(np.int64), 1, most)
 
 
 @njit(cache=True)
-def _visit(fractional, owners, start, shape, cell, pbc, low, high, fill, out_positions, out_owners):
+def _visit(fractional, owners, occupied, start, shape, cell, pbc, low, high, fill, out_positions, out_owners):
     """Count the images whose fractional coordinates lie in [low, high]; where `fill`, write them (OUTPUT) too."""
     first = np.empty(3, np.int64)
     last = np.empty(3, np.int64)
@@ -94,7 +101,10 @@ def _visit(fractional, owners, start, shape, cell, pbc, low, high, fill, out_pos
             for iz in range(first[2], last[2] + 1):
                 sz = iz // shape[2]
                 b = ((ix - sx * shape[0]) * shape[1] + iy - sy * shape[1]) * shape[2] + iz - sz * shape[2]
-                for a in range(start[b], start[b + 1]):
+                place = np.searchsorted(occupied, b)
+                if place == len(occupied) or occupied[place] != b:
+                    continue
+                for a in range(start[place], start[place + 1]):
                     f0 = fractional[a, 0] + sx
                     f1 = fractional[a, 1] + sy
                     f2 = fractional[a, 2] + sz
@@ -130,7 +140,7 @@ def atoms_around(bins: AtomBins, corners: Floats, reach: float) -> tuple[Floats,
     fractional = corners @ bins.inverse
     margin = reach * np.linalg.norm(bins.inverse, axis=0) + 1e-9
     low, high = fractional.min(axis=0) - margin, fractional.max(axis=0) + margin
-    arguments = (bins.fractional, bins.owners, bins.start, bins.shape, bins.cell, bins.pbc, low, high)
+    arguments = (bins.fractional, bins.owners, bins.occupied, bins.start, bins.shape, bins.cell, bins.pbc, low, high)
     none = np.empty((0, 3)), np.empty(0, np.int32)
     n = _visit(*arguments, False, *none)
     positions, owners = np.empty((n, 3)), np.empty(n, np.int32)

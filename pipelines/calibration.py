@@ -9,7 +9,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ import numpy as np
 
 from gpurho.densityfile import compress_chunk
 from gpurho.descriptors import Environment
-from gpurho.kernels.celllist import bin_atoms
+from gpurho.dumpfile import Header
 from gpurho.partition import Tile
 from gpurho.pipelines.settings import MIN_DISTANCE, Job, library_version
 from gpurho.pipelines.tiling import Stages
 from gpurho.pipelines.workers import available_cores
 from gpurho.sources import StructureSource
-from gpurho.structure import Structure
+from gpurho.structure import Structure, fingerprint
 
 SAMPLE_EDGE = 6
 """Atoms along each edge of the structure whose points are timed."""
@@ -48,7 +48,7 @@ class Rates:
     setup : float
         For an atom: its neighbours and cells, where its points are predicted.
     driver : float
-        For an atom, in the one process that begins the work: checks, fingerprint, bins.
+        For an atom, in the one process that begins the work: checks and fingerprint, of atoms in a file.
     reading : float
         For an atom of a LAMMPS text dump: read and sorted on the disk.
     """
@@ -143,7 +143,7 @@ def measure(job: Job) -> Rates:
     field = stages.fetch([outputs[0]])()[0]
     encoding = _best(lambda: compress_chunk(field, box.slices, box.shape)) / field.nbytes
     density = len(job.structure) / job.structure.volume
-    many = lattice(MANY_EDGE, density, np.unique(job.structure.numbers).tolist())
+    many = lattice(MANY_EDGE, density, sorted(job.structure.counts))
     spec = job.model.spec.descriptor
     setup = _best(lambda: Environment(many, spec, job.device)) / len(many)
     features_time, network_time, reductions_time = (float(x) for x in points)
@@ -161,13 +161,16 @@ def _best(action: Callable[[], Any], times: int = 2) -> float:
 
 
 def _driver(many: Structure) -> float:
-    def check() -> None:
-        structure = replace(many)
-        structure.check_overlaps(MIN_DISTANCE)
-        structure.fingerprint()
-        bin_atoms(structure.positions, structure.cell, structure.pbc)
+    """Checking atoms that lie in a file, since those of very large systems do."""
+    everything = (many.positions, many.numbers, np.arange(len(many)))
+    header = Header(len(many), many.cell, np.zeros(3), many.pbc)
 
-    return _best(check)
+    def check(source: StructureSource) -> None:
+        source.check_overlaps(MIN_DISTANCE)
+        fingerprint(len(source), source.pieces, source.cell, source.pbc)
+
+    with StructureSource.from_chunks(header, iter([everything])) as source:
+        return _best(lambda: check(source))
 
 
 def _reading(many: Structure) -> float:

@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpurho.density import Density
 from gpurho.errors import GpurhoError, SettingsError, StoreError
 from gpurho.fields import Correction
-from gpurho.kernels.celllist import AtomBins, atoms_around, bin_atoms
 from gpurho.memorystore import in_memory
-from gpurho.partition import TileSet
 from gpurho.pipelines.cluster import local_client
+from gpurho.pipelines.parts import Nearby
 from gpurho.pipelines.settings import Job, versions
 from gpurho.pipelines.shardwork import Task, work
 from gpurho.pipelines.tiling import Timing
@@ -100,8 +98,7 @@ class _Work:
         self.job, self.folder, self.client = job, folder, client
         self.session = uuid.uuid4().hex
         self.settings, self.versions = job.settings(), versions()
-        structure = job.structure
-        self._bins: AtomBins = bin_atoms(structure.positions, structure.cell, structure.pbc)
+        self._nearby = Nearby(job)
         self._futures: dict[Future, tuple[Run, Task]] = {}
         self.timing = Timing()
         self.tiles = {"computed": 0, "taken over": 0}
@@ -164,7 +161,6 @@ class _Work:
 
     def _task(self, run: Run) -> Task:
         job = self.job
-        a, b, c = (int(n) for n in self._bins.shape)
         return Task(
             folder=self.folder.folder.absolute(),
             name=run.name,
@@ -173,7 +169,7 @@ class _Work:
             names=job.names,
             settings=self.settings,
             versions=self.versions,
-            bins=(a, b, c),
+            bins=self._nearby.bins,
             session=self.session,
             device=job.device.split(":")[0],
             precision=job.precision,
@@ -192,18 +188,17 @@ class _Work:
 
     def _write_atoms(self, task: Task) -> None:
         """The atoms that the points of a run see, into a file that its worker reads."""
-        structure = self.job.structure
-        owners = atoms_of_box(self._bins, self.job, task.tiles)
+        structure, owners = self._nearby.atoms(task.tiles)
         new = task.atoms.with_suffix(".tmp")
         try:
             with open(new, "wb") as file:
                 np.savez(
                     file,
-                    positions=structure.positions[owners],
-                    numbers=structure.numbers[owners],
+                    positions=structure.positions,
+                    numbers=structure.numbers,
                     cell=structure.cell,
                     pbc=structure.pbc,
-                    owners=np.asarray(owners, dtype=np.int64),
+                    owners=owners,
                 )
             os.replace(new, task.atoms)
         except OSError as error:
@@ -267,13 +262,3 @@ class _Work:
         with contextlib.suppress(Exception):
             self.client.cancel(list(self._futures), force=True)
         self._futures.clear()
-
-
-def atoms_of_box(bins: AtomBins, job: Job, tiles: TileSet) -> NDArray[np.int64]:
-    """Numbers of the atoms, ascending, that can matter to the points of a run; one at least."""
-    low, high = np.array(tiles.start, float), np.array(tiles.stop, float) - 1.0
-    ends = np.array([[(low, high)[c >> d & 1][d] for d in range(3)] for c in range(8)])
-    corners = job.grid.origin + ends @ job.grid.steps
-    _, owners = atoms_around(bins, corners, job.model.spec.descriptor.reach)
-    # A structure has an atom, even where nothing is near.
-    return np.unique(owners).astype(np.int64) if len(owners) else np.zeros(1, dtype=np.int64)

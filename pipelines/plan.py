@@ -11,8 +11,10 @@ import numpy as np
 
 from gpurho.errors import SettingsError
 from gpurho.partition import Tile
+from gpurho.pipelines.parts import Nearby
 from gpurho.pipelines.settings import Job, settle
 from gpurho.pipelines.tiling import QUEUE, Stages, encoder_threads, max_tile_points
+from gpurho.sources import StructureSource
 from gpurho.structure import Structure
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ BASE_BYTES = 500 * 2**20
 
 ATOM_BYTES = 400
 """Memory of an atom at the peak, while the neighbours of all atoms are found."""
+
+SOURCE_ATOM_BYTES = 70
+"""Memory of an atom that lies in a file (`gpurho.sources`): what is compared with the training data."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Plan:
 
 
 def plan(
-    atoms: Atoms | Structure | int, model: str | Path | DensityModel = "auto", **settings: Any
+    atoms: Atoms | Structure | StructureSource | int, model: str | Path | DensityModel = "auto", **settings: Any
 ) -> Plan | ScalePlan:
     """What `gpurho.predict` with the same arguments will cost: points, tiles, memory, bytes and time.
 
@@ -119,6 +124,7 @@ def plan_job(job: Job) -> Plan:
     per_point = 2 * 24 + host_features + 8 * len(job.names) * (QUEUE + encoder_threads(job))
     steps = np.linalg.norm(job.grid.steps, axis=1)
     field_bytes = job.layout().raw_bytes
+    atom_bytes = ATOM_BYTES if isinstance(job.structure, Structure) else SOURCE_ATOM_BYTES
     return Plan(
         n_atoms=len(job.structure),
         electrons=job.electrons,
@@ -131,7 +137,7 @@ def plan_job(job: Job) -> Plan:
         n_points=n,
         tile_shape=job.tiles.tile_shape,
         n_tiles=len(job.tiles),
-        memory_bytes=BASE_BYTES + ATOM_BYTES * len(job.structure) + tile * per_point,
+        memory_bytes=BASE_BYTES + atom_bytes * len(job.structure) + tile * per_point,
         field_bytes=field_bytes,
         file_bytes=int(COMPRESSION * field_bytes),
         points_per_second=n / seconds,
@@ -143,13 +149,13 @@ def plan_job(job: Job) -> Plan:
 
 def _probe(job: Job) -> tuple[float, float]:
     """Points per second of the descriptors and of the network, timed on the job's own atoms, after a warm-up."""
-    stages = Stages(job)
     start, stop = [], []
     for a, b, t in zip(job.tiles.start, job.tiles.stop, job.tiles.tile_shape, strict=True):
         size = min(PROBE_POINTS, b - a, t)
         start.append((a + b - size) // 2)
         stop.append(start[-1] + size)
     box = Tile(0, (start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+    stages = Stages(job if isinstance(job.structure, Structure) else Nearby(job).part(box))
     spent = (0.0, 0.0)
     for _ in range(3):
         begin = time.perf_counter()

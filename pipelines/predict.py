@@ -19,6 +19,7 @@ from gpurho.pipelines.settings import Job, settle
 from gpurho.pipelines.tiling import FinalSink, Sink, Timing, run_tiles
 from gpurho.pipelines.trust import job_trust
 from gpurho.shards import refuse_unfinished, remove_shards, tidy
+from gpurho.sources import StructureSource
 from gpurho.store import FileSink
 from gpurho.structure import Structure
 
@@ -34,7 +35,7 @@ __all__ = ["Plan", "plan", "predict", "run_job"]
 
 
 def predict(
-    atoms: Atoms | Structure,
+    atoms: Atoms | Structure | StructureSource,
     model: str | Path | DensityModel = "auto",
     *,
     devices: int | None = None,
@@ -59,7 +60,9 @@ def predict(
 
     Parameters
     ----------
-    atoms : ase.Atoms or Structure
+    atoms : ase.Atoms, Structure or StructureSource
+        The last (`gpurho.sources`) is of atoms that do not fit into memory: a part of them is there at a time. The
+        fields have the same bits.
     model : str, path or DensityModel
         "auto" takes the shipped model that knows the species of the structure and the fewest others.
     devices : int, optional

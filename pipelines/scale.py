@@ -17,6 +17,7 @@ from gpurho.keep import Keep
 from gpurho.kept import COLUMNS
 from gpurho.partition import make_tiles
 from gpurho.pipelines.calibration import SAMPLE_EDGE, Rates, lattice, rates
+from gpurho.pipelines.plan import ATOM_BYTES, BASE_BYTES, SOURCE_ATOM_BYTES
 from gpurho.pipelines.settings import DEFAULT_SPACING, settle
 from gpurho.pipelines.tiling import QUEUE, encoder_threads
 
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 MAX_ATOMS = 10**12
 COMPRESSION = 0.75
 """Size of float32 fields after shuffle and gzip."""
-
-BASE_BYTES = 500 * 2**20
-ATOM_BYTES = 400
-"""Memory of the beginning process for an atom at the peak, and of a worker for an atom of its run."""
 
 TILE_BYTES = 1500
 """Memory of the beginning process for a tile: its sums and checksums."""
@@ -221,7 +218,7 @@ def scale_plan(
         device_hours=float(hours),
         price=None if price is None else float(hours * price),
         stored_bytes=int(COMPRESSION * raw),
-        driver_bytes=BASE_BYTES + ATOM_BYTES * count + TILE_BYTES * len(tiles),
+        driver_bytes=BASE_BYTES + SOURCE_ATOM_BYTES * count + TILE_BYTES * len(tiles),
         worker_bytes=int(BASE_BYTES + ATOM_BYTES * seen / (RUNS * devices) + tile * per_point),
     )
 

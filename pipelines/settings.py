@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpurho.densityfile import Layout, Region
 from gpurho.errors import GridError, ModelError, SettingsError, StructureError, UnknownSpeciesError
@@ -17,6 +18,7 @@ from gpurho.fields import NAMES
 from gpurho.grid import Grid
 from gpurho.keep import Keep
 from gpurho.partition import TileSet, make_tiles
+from gpurho.sources import StructureSource
 from gpurho.structure import Structure, as_structure
 
 if TYPE_CHECKING:
@@ -40,12 +42,12 @@ CONSERVATIONS = ("uniform", "uncertainty", None)
 class Job:
     """A prediction with everything settled.
 
-    `client` is that of a cluster or None; `bins`, where the structure has a part of the atoms of a larger one, is the
-    shape of the whole's bins (`gpurho.descriptors.Environment`), and `halo` how far around the tiles, in angstrom, it
-    has all atoms.
+    `client` is that of a cluster or None. Where the structure has a part of the atoms of a larger one, `bins` is the
+    shape of the whole's bins (`gpurho.descriptors.Environment`), `halo` how far around the tiles, in angstrom, it has
+    all atoms, and `owners`, where sums of atoms are for the whole, what their numbers are there.
     """
 
-    structure: Structure
+    structure: Structure | StructureSource
     model: DensityModel
     model_name: str
     grid: Grid
@@ -63,6 +65,7 @@ class Job:
     keep: Keep = field(default_factory=Keep)
     halo: float | None = None
     executor: str = "script"
+    owners: NDArray[np.int64] | None = None
 
     @property
     def distributed(self) -> bool:
@@ -79,9 +82,8 @@ class Job:
         """Valence electrons of the structure."""
         from ase.data import chemical_symbols
 
-        numbers, counts = np.unique(self.structure.numbers, return_counts=True)
         valence = self.model.spec.valence
-        return float(sum(valence[chemical_symbols[z]] * n for z, n in zip(numbers, counts, strict=True)))
+        return float(sum(valence[chemical_symbols[z]] * n for z, n in self.structure.counts.items()))
 
     def settings(self) -> dict[str, Any]:
         """All that decides the numbers of the result, as JSON can hold it: equal settings, equal bits."""
@@ -120,7 +122,7 @@ class Job:
 
 
 def settle(
-    atoms: Atoms | Structure,
+    atoms: Atoms | Structure | StructureSource,
     model: str | Path | DensityModel = "auto",
     *,
     devices: int | None = None,
@@ -156,7 +158,7 @@ def settle(
     parts = Keep.of(keep)
     if parts.histogram is not None and conserve == "uncertainty":
         raise SettingsError("a histogram cannot follow conserve 'uncertainty'; give conserve='uniform' or no histogram")
-    structure = as_structure(atoms)
+    structure = atoms if isinstance(atoms, StructureSource) else as_structure(atoms)
     found, name = find_model(structure, model)
     if uncertainty == "last-layer":
         found.last_layer()  # raises where there is none
@@ -237,25 +239,33 @@ def _resolve_precision(precision: str, device: str) -> str:
     return resolve_precision(precision, torch.device(device))
 
 
-def _settle_grid(structure: Structure, spacing: float | None, grid: Any, keep: Keep) -> Grid:
+def _settle_grid(structure: Structure | StructureSource, spacing: float | None, grid: Any, keep: Keep) -> Grid:
     if grid is not None:
         if spacing is not None:
             raise SettingsError(f"spacing {spacing!r} and a grid exclude each other; give one of them")
         return grid if isinstance(grid, Grid) else Grid(grid, structure.cell, pbc=structure.pbc.tolist())
-    fractional = structure.positions @ np.linalg.inv(structure.cell)
-    outside = (np.abs(fractional - 0.5) > 0.5 + 1e-6) & ~structure.pbc
-    if outside.any():
-        atom, axis = (int(i) for i in np.argwhere(outside)[0])
-        raise StructureError(
-            f"atom {atom} lies outside of the cell along cell vector {axis}, which has no period, so its density"
-            " would be lost; centre the atoms (atoms.center(vacuum=8)) or pass a grid that holds them"
-        )
+    if not structure.pbc.all():
+        _check_inside(structure)
     pbc = structure.pbc.tolist()
     found = Grid.from_spacing(structure.cell, DEFAULT_SPACING if spacing is None else spacing, pbc=pbc)
     return Grid(keep.fitting(found.shape), structure.cell, pbc=pbc)
 
 
-def find_model(structure: Structure, model: Any) -> tuple[DensityModel, str]:
+def _check_inside(structure: Structure | StructureSource) -> None:
+    """Raise `StructureError` for an atom outside of the cell along a direction without period."""
+    inverse, first = np.linalg.inv(structure.cell), 0
+    for positions, _ in structure.pieces():
+        outside = (np.abs(positions @ inverse - 0.5) > 0.5 + 1e-6) & ~structure.pbc
+        if outside.any():
+            atom, axis = (int(i) for i in np.argwhere(outside)[0])
+            raise StructureError(
+                f"atom {first + atom} lies outside of the cell along cell vector {axis}, which has no period, so its"
+                " density would be lost; centre the atoms (atoms.center(vacuum=8)) or pass a grid that holds them"
+            )
+        first += len(positions)
+
+
+def find_model(structure: Structure | StructureSource, model: Any) -> tuple[DensityModel, str]:
     """The model to use and its name; of the shipped ones that know all species, the one with the fewest."""
     from gpurho.model import DensityModel, list_models, load_model
 

@@ -18,8 +18,10 @@ from gpurho.errors import DeviceError
 from gpurho.fields import Correction, Totals
 from gpurho.kept import TileSums, totals_of
 from gpurho.partition import Tile
+from gpurho.pipelines.parts import parts_of
 from gpurho.pipelines.settings import Job
 from gpurho.store import FinishedTile
+from gpurho.structure import Structure
 from gpurho.trust import Trust
 
 if TYPE_CHECKING:
@@ -151,6 +153,7 @@ class Stages:
         from gpurho.integrals import IntegralErrors
 
         self.job = job
+        assert isinstance(job.structure, Structure)  # see `gpurho.pipelines.parts`
         self.environment = Environment(job.structure, job.model.spec.descriptor, job.device, job.bins)
         self.cuda = job.device.startswith("cuda")
         self._copies: Any = torch.cuda.Stream(job.device) if self.cuda else None
@@ -237,6 +240,8 @@ class Stages:
         n = len(self.job.names)
         with self._torch.inference_mode():
             results, atoms = self._reducer(tile, outputs[:n])
+        if atoms is not None and self.job.owners is not None:
+            atoms = self.job.owners[atoms]
         return results + outputs[n:], atoms
 
     def sorted_out(
@@ -300,9 +305,7 @@ def encoder_threads(job: Job) -> int:
     return max(1, min(8, (os.cpu_count() or 2) // 2)) if job.device.startswith("cuda") else 1
 
 
-def run_tiles(
-    job: Job, sink: Sink, tick: Callable[[int], None], make_stages: Callable[[Job], Stages] = Stages
-) -> Timing:
+def run_tiles(job: Job, sink: Sink, tick: Callable[[int], None], make_stages: Callable[..., Stages] = Stages) -> Timing:
     """Predict all tiles that `sink` does not have yet; `tick` is told the points of each finished tile."""
     import torch
 
@@ -311,29 +314,32 @@ def run_tiles(
     done = sink.done
     if len(done) == len(job.tiles):
         return timing
-    stages = make_stages(job)
-    timing.setup = time.perf_counter() - begin
     background = Background(sink, encoder_threads(job))
-    waiting: Waiting | None = None
+    waiting: tuple[Stages, Waiting] | None = None
+    stages: Stages | None = None
 
     def hand_over() -> None:
         if waiting is not None:
-            background.submit(waiting.tile, *stages.finish(waiting))
-            tick(waiting.tile.n_points)
-            timing.n_points += waiting.tile.n_points
+            # By its own stages: those of the next part of the atoms may have begun.
+            tile = waiting[1].tile
+            background.submit(tile, *waiting[0].finish(waiting[1]))
+            tick(tile.n_points)
+            timing.n_points += tile.n_points
 
     try:
-        for tile in job.tiles:
-            if tile.index in done:
-                continue
-            begun = stages.begin(tile)
-            end = time.perf_counter()
-            # The tile before this one comes down while the device works on this one.
-            hand_over()
-            waiting = begun
-            timing.features += begun.feature_seconds
-            timing.network += begun.network_seconds
-            timing.wait += time.perf_counter() - end
+        for part, tiles in parts_of(job, done):
+            start = time.perf_counter()
+            stages = make_stages(part) if stages is None else make_stages(part, stages)
+            timing.setup += time.perf_counter() - start
+            for tile in tiles:
+                begun = stages.begin(tile)
+                end = time.perf_counter()
+                # The tile before this one comes down while the device works on this one.
+                hand_over()
+                waiting = stages, begun
+                timing.features += begun.feature_seconds
+                timing.network += begun.network_seconds
+                timing.wait += time.perf_counter() - end
         start = time.perf_counter()
         hand_over()
         background.drain()

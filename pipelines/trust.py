@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpurho.pipelines.settings import Job, find_model
-from gpurho.structure import Structure, as_structure
+from gpurho.sources import StructureSource
+from gpurho.structure import Structure, as_structure, cell_heights
 from gpurho.trust import Trust, trust_of
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ REGION_MARGIN = 3.0
 
 
 def trust(
-    atoms: Atoms | Structure,
+    atoms: Atoms | Structure | StructureSource,
     model: str | Path | DensityModel = "auto",
     *,
     device: str = "cpu",
@@ -32,7 +33,7 @@ def trust(
 
     Parameters
     ----------
-    atoms : ase.Atoms or Structure
+    atoms : ase.Atoms, Structure or StructureSource
     model : str, path or DensityModel
         As in `gpurho.predict`.
     device : str
@@ -54,13 +55,17 @@ def trust(
     -----
     Descriptors at one point for each atom: some thousandth of the cost of a prediction.
     """
-    structure = as_structure(atoms)
+    structure = atoms if isinstance(atoms, StructureSource) else as_structure(atoms)
     found, _ = find_model(structure, model)
     return _shown(structure, found, device, None, progress)
 
 
 def _shown(
-    structure: Structure, model: DensityModel, device: str, wanted: NDArray[np.bool_] | None, progress: bool
+    structure: Structure | StructureSource,
+    model: DensityModel,
+    device: str,
+    wanted: NDArray[np.bool_] | None,
+    progress: bool,
 ) -> Trust:
     """The trust of a structure, with a progress bar."""
     from tqdm import tqdm
@@ -83,19 +88,20 @@ def job_trust(job: Job, progress: bool = False) -> Trust | None:
 
 def _near_region(job: Job) -> NDArray[np.bool_]:
     """Atoms in the region or a little outside of it, periodic images counted."""
-    from gpurho.structure import cell_heights
-
-    grid = job.grid
-    fractional = (job.structure.positions - grid.origin) @ np.linalg.inv(grid.cell)
-    inside = np.ones(len(job.structure), dtype=bool)
-    for axis, (low, high) in enumerate(job.region or ()):
-        n, margin = grid.shape[axis], REGION_MARGIN / cell_heights(grid.cell)[axis]
-        start, length = low / n - margin, (high - low) / n + 2.0 * margin
-        offset = fractional[:, axis] - start
-        inside &= (np.mod(offset, 1.0) if grid.pbc[axis] else offset) <= length
-        if not grid.pbc[axis]:
-            inside &= offset >= 0.0
-    return inside
+    grid, pieces = job.grid, []
+    inverse, heights = np.linalg.inv(grid.cell), cell_heights(grid.cell)
+    for positions, _ in job.structure.pieces():
+        fractional = (positions - grid.origin) @ inverse
+        inside = np.ones(len(positions), dtype=bool)
+        for axis, (low, high) in enumerate(job.region or ()):
+            n, margin = grid.shape[axis], REGION_MARGIN / heights[axis]
+            start, length = low / n - margin, (high - low) / n + 2.0 * margin
+            offset = fractional[:, axis] - start
+            inside &= (np.mod(offset, 1.0) if grid.pbc[axis] else offset) <= length
+            if not grid.pbc[axis]:
+                inside &= offset >= 0.0
+        pieces.append(inside)
+    return np.concatenate(pieces)
 
 
 __all__ = ["Trust", "trust"]

@@ -25,7 +25,7 @@ LAYERS = [
     {"errors", "units", "trees", "versions"},
     {"kernels"},
     {"structure", "host", "checksums", "hdf5guard"},
-    {"builders", "defects", "_fcc", "grid", "partition", "sources"},
+    {"builders", "defects", "_fcc", "grid", "partition", "sources", "dumpfile"},
     {"neighbors", "_neighbor_providers", "descriptors", "surroundings"},
     {
         "domain",
@@ -53,6 +53,7 @@ LAYERS = [
         "truststore",
         "densitychecks",
         "journal",
+        "storedatoms",
         "store",
         "virtual",
         "shards",

@@ -7,10 +7,10 @@ import pytest
 from ase.build import bulk
 from predict_tools import TRICLINIC, triclinic_structure, wave
 
-from gpurho.density import Density, region_grid
+from gpurho.density import Density
 from gpurho.errors import GridError, SettingsError
 from gpurho.fields import Correction, LazyField, Totals, blocks, take
-from gpurho.grid import Grid
+from gpurho.grid import Grid, region_grid
 from gpurho.structure import Structure
 
 

@@ -9,10 +9,10 @@ import pytest
 from predict_tools import TRICLINIC, triclinic_structure, wave
 
 import gpurho._textfields
-from gpurho.density import Density, region_grid
+from gpurho.density import Density
 from gpurho.errors import FormatError, OutputExistsError
 from gpurho.fields import Correction, LazyField
-from gpurho.grid import Grid
+from gpurho.grid import Grid, region_grid
 from gpurho.pipelines.convert import convert
 from gpurho.units import BOHR
 

@@ -7,10 +7,10 @@ import pytest
 from predict_tools import TRICLINIC, triclinic_structure, wave
 
 import gpurho.formats_atoms
-from gpurho.density import Density, region_grid
+from gpurho.density import Density
 from gpurho.errors import FormatError, SettingsError
 from gpurho.fields import Correction
-from gpurho.grid import Grid
+from gpurho.grid import Grid, region_grid
 from gpurho.pipelines.convert import convert
 from gpurho.structure import Structure
 

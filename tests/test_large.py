@@ -22,9 +22,11 @@ from gpurho.fields import Totals
 from gpurho.grid import Grid
 from gpurho.integrals import sublattice
 from gpurho.keep import Keep
+from gpurho.kernels.celllist import atoms_around, bin_atoms
 from gpurho.partition import make_tiles
 from gpurho.pipelines.calibration import Rates
 from gpurho.pipelines.scale import scale_plan
+from gpurho.pipelines.structures import read_structure
 from gpurho.sources import Header, StructureSource
 from gpurho.structure import Structure
 
@@ -118,7 +120,7 @@ def write_dump(path: Path, structure: Structure, kind: str = "x", origin: tuple[
     types = {13: 1, 14: 2, 32: 3}
     names = {13: "Al", 14: "Si", 32: "Ge"}
     scaled = structure.positions @ np.linalg.inv(cell)
-    for i in range(len(structure)):
+    for i in np.random.default_rng(1).permutation(len(structure)):
         z = int(structure.numbers[i])
         if kind == "xs":
             lines.append(f"{i + 1} {names[z]} {scaled[i, 0]:.17g} {scaled[i, 1]:.17g} {scaled[i, 2]:.17g} 0.5")
@@ -143,6 +145,8 @@ def test_a_dump_gives_the_atoms_of_every_tile(tmp_path, kind, pbc):
     structure = scattered(pbc)
     origin = (0.0, 0.0, 0.0) if kind == "xs" else (-3.0, 7.0, 100.0)
     write_dump(tmp_path / "a.dump", structure, kind, origin)
+    if all(pbc) and kind != "xs":  # where no direction has an end, the box has no place
+        structure = Structure(structure.positions + origin, structure.numbers, structure.cell, structure.pbc)
     spec = small_model(("Al", "Si", "Ge")).spec.descriptor
     grid = Grid((40, 36, 50), structure.cell, pbc=list(pbc))
     with StructureSource.from_dump(tmp_path / "a.dump", ["Al", "Si", "Ge"], tmp_path) as source:
@@ -150,8 +154,9 @@ def test_a_dump_gives_the_atoms_of_every_tile(tmp_path, kind, pbc):
         assert source.counts == {z: int((structure.numbers == z).sum()) for z in (13, 14, 32)}
         assert source.pbc.tolist() == list(pbc)
         np.testing.assert_allclose(source.cell, structure.cell, atol=1e-12)
-        found = sum(len(numbers) for _, numbers in source.chunks())
-        assert found == 3000
+        found = source.structure()
+        np.testing.assert_allclose(found.positions, structure.positions, atol=1e-10)
+        np.testing.assert_array_equal(found.numbers, structure.numbers)
         whole = Environment(structure, spec)
         some = 0
         for tile in make_tiles(grid, (10, 12, 10)):
@@ -165,6 +170,14 @@ def test_a_dump_gives_the_atoms_of_every_tile(tmp_path, kind, pbc):
             got = Environment(part, spec).tile_features(grid, tile).values
             np.testing.assert_allclose(got, whole.tile_features(grid, tile).values, atol=2e-5)
         assert some, "no tile was served by a part of the atoms, so nothing was tested"
+
+
+def source_of(structure: Structure, folder: Path | None = None) -> StructureSource:
+    """The atoms in pieces whose order is not theirs."""
+    order = np.random.default_rng(2).permutation(len(structure))
+    header = Header(len(structure), structure.cell, np.zeros(3), structure.pbc)
+    chunks = ((structure.positions[part], structure.numbers[part], part) for part in np.array_split(order, 7))
+    return StructureSource.from_chunks(header, chunks, folder)
 
 
 def test_hdf5_atoms(tmp_path):
@@ -185,12 +198,64 @@ def test_hdf5_atoms(tmp_path):
         StructureSource.from_hdf5(tmp_path / "a.h5", "other")
 
 
+@pytest.mark.parametrize("kind", ["x", "xs", "xu"])
+@pytest.mark.parametrize("pbc", [(True, True, True), (False, True, False)])
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_dump_in_pieces_is_what_ase_reads(tmp_path, kind, pbc, step):
+    """Also of a part of the atoms, whose ids have gaps."""
+    path = tmp_path / "a.dump"
+    write_dump(path, scattered(pbc, 500), kind, (-3.0, 7.0, 100.0) if kind != "xs" else (0.0, 0.0, 0.0))
+    head, lines = path.read_text().split("ITEM: ATOMS")
+    columns, *rows = lines.strip().split("\n")
+    where = columns.split().index("id")
+    rows = [row for row in rows if int(row.split()[where]) % step == 0]
+    path.write_text(
+        "\n".join([f"{head.replace(chr(10) + '500', f'{chr(10)}{len(rows)}')}ITEM: ATOMS {columns}", *rows, ""])
+    )
+    wanted = Structure.from_ase(read_structure(path, ["Al", "Si", "Ge"]))
+    with StructureSource.from_dump(path, ["Al", "Si", "Ge"]) as source:
+        found = source.structure()
+        assert len(source) == len(found) == 500 // step
+        np.testing.assert_array_equal(found.numbers, wanted.numbers)
+        np.testing.assert_array_equal(found.pbc, wanted.pbc)
+        np.testing.assert_allclose(found.cell, wanted.cell, atol=1e-12)
+        np.testing.assert_allclose(found.positions, wanted.positions, atol=1e-12)
+        assert source.fingerprint() == found.fingerprint()
+        assert source.symbols == found.symbols == ("Al", "Ge", "Si")
+        assert source.volume == pytest.approx(found.volume)
+    path.write_text(path.read_text().replace(rows[7], rows[8]))
+    with pytest.raises(FormatError, match="two atoms with"):
+        StructureSource.from_dump(path, ["Al", "Si", "Ge"])
+
+
+@pytest.mark.parametrize("pbc", [(True, True, True), (False, True, False)])
+def test_parts_hold_each_atom_once_and_all_around(monkeypatch, pbc):
+    monkeypatch.setattr("gpurho.sources.BLOCK_ATOMS", 400)
+    structure, reach = scattered(pbc, 2000), 5.0
+    with source_of(structure) as source:
+        times = np.zeros(2000, int)
+        bins = bin_atoms(structure.positions, structure.cell, structure.pbc)
+        count = 0
+        for part in source.parts(reach):
+            count += 1
+            times[part.index[part.inside]] += 1
+            np.testing.assert_array_equal(part.structure.positions, structure.positions[part.index])
+            points = (bins.fractional @ bins.cell)[np.isin(bins.owners, part.index[part.inside])]
+            for point in points[::40]:
+                positions, owners = atoms_around(bins, point[None], reach)
+                near = owners[np.linalg.norm(positions - point, axis=1) <= reach]
+                assert set(near) <= set(part.index)
+        assert count > 3
+        assert (times == 1).all()
+
+
 def test_empty_space_still_gives_a_structure():
     cell = np.diag([100.0, 20, 20])
     header = Header(1, cell, np.zeros(3), np.zeros(3, bool))
-    source = StructureSource.from_chunks(header, iter([(np.array([[1.0, 1, 1]]), np.array([13]))]))
+    source = StructureSource.from_chunks(header, iter([(np.array([[1.0, 1, 1]]), np.array([13]), np.zeros(1, int))]))
     grid = Grid((100, 20, 20), cell)
     part, index = source.near(grid, make_tiles(grid, (10, 20, 20))[9], 5.0)
+    assert len(part) == 1
     assert index.tolist() == [0]
     assert part.numbers.tolist() == [13]
     source.close()
@@ -226,7 +291,7 @@ def test_wrong_atoms_are_refused(tmp_path):
         StructureSource.from_dump(path, ["Al", "Si", "Xx"])
     header = Header(1, TRICLINIC, np.zeros(3), np.ones(3, bool))
     with pytest.raises(StructureError, match="atom 0 has position"):
-        StructureSource.from_chunks(header, iter([(np.array([[1.0, np.nan, 1]]), np.array([13]))]))
+        StructureSource.from_chunks(header, iter([(np.array([[1.0, np.nan, 1]]), np.array([13]), np.zeros(1, int))]))
     with pytest.raises(FormatError, match=r"cannot be read: No such file"):
         StructureSource.from_dump(tmp_path / "none.dump", ["Al"])
 
@@ -239,6 +304,7 @@ from gpurho.grid import Grid
 from gpurho.partition import make_tiles
 from gpurho.pipelines.calibration import Rates
 from gpurho.pipelines.scale import scale_plan
+from gpurho.pipelines.structures import read_structure
 from gpurho.sources import StructureSource
 
 def peak():

@@ -11,7 +11,7 @@ import pytest
 from predict_tools import aluminium, settings, small_model
 
 from gpurho.journal import read_journal
-from gpurho.kernels.celllist import bin_atoms
+from gpurho.pipelines.parts import Nearby
 from gpurho.pipelines.settings import settle
 from gpurho.pipelines.tiling import Stages
 from gpurho.shards import runs_of
@@ -59,20 +59,15 @@ def _far_apart() -> Any:
 
 
 def test_a_worker_gets_few_atoms_and_finds_the_same_bits():
-    from gpurho.pipelines.distributed import atoms_of_box
-    from gpurho.structure import Structure
-
     options = {k: v for k, v in settings().items() if k != "progress"}
     job = settle(_far_apart(), small_model(("Si", "Ge")), grid=(60, 50, 55), **options)
     structure = job.structure
-    bins = bin_atoms(structure.positions, structure.cell, structure.pbc)
-    whole = Stages(job)
+    nearby, whole = Nearby(job), Stages(job)
     fewest = len(structure)
     for run in runs_of(job.tiles, 3)[:: len(job.tiles) // 20]:
-        owners = atoms_of_box(bins, job, run.tiles)
-        fewest = min(fewest, len(owners))
-        part = Structure(structure.positions[owners], structure.numbers[owners], structure.cell, structure.pbc)
-        mine = Stages(replace(job, structure=part, tiles=run.tiles, bins=tuple(bins.shape.tolist())), whole)
+        part = nearby.part(run.tiles)
+        fewest = min(fewest, len(part.structure))
+        mine = Stages(replace(part, tiles=run.tiles), whole)
         for tile in run.tiles:
             wanted, made = whole.features(tile)
             wanted, counts = wanted.clone(), made.settle()

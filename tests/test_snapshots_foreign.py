@@ -8,10 +8,10 @@ from foreign_texts import SHAPE, TEXTS, VOLUME, closed_form, cube_text
 from predict_tools import TRICLINIC, triclinic_structure
 
 from gpurho.datasets import open_dataset, write_dataset
-from gpurho.density import Density, region_grid
+from gpurho.density import Density
 from gpurho.errors import DatasetError, FormatError
 from gpurho.formats import snapshot_from_density_file
-from gpurho.grid import Grid
+from gpurho.grid import Grid, region_grid
 from gpurho.structure import Structure
 from gpurho.units import BOHR
 
