@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from gpurho.structure import MAX_COORDINATE
 
 CHUNK = 50_000
 """Atoms that are in memory while a file is read."""
+
+BLOCK = 1 << 20
+"""Bytes that are in memory where frames are passed over."""
 
 Chunk = tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
 """Positions (n, 3) in angstrom, atomic numbers (n,), and the atoms' places (n,) in the order of the whole."""
@@ -33,10 +37,36 @@ class Header:
 
 
 def opened(path: Path) -> IO[bytes]:
+    """The file, unpacked where its name ends in .gz."""
     try:
-        return open(path, "rb")
+        return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else open(path, "rb")
     except OSError as error:
         raise FormatError(f"{path} cannot be read: {error.strerror}; check the name") from None
+
+
+def seek_frame(file: IO[bytes], path: Path, frame: int) -> None:
+    """Go to a frame of a dump, counted from 0, or from the end with -1."""
+    starts: list[int] = []
+    while not 0 <= frame < len(starts):
+        here = file.tell()
+        if not file.read(1):
+            break
+        file.seek(here)
+        header, _ = read_dump_header(file, path)
+        starts.append(here)
+        _skip_lines(file, header.n_atoms)
+    if not -len(starts) <= frame < len(starts):
+        raise FormatError(f"{path} has {len(starts)} frames and no frame {frame}; give 0 to {len(starts) - 1}, or -1")
+    file.seek(starts[frame])
+
+
+def _skip_lines(file: IO[bytes], count: int) -> None:
+    while count and (data := file.read(BLOCK)):
+        ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n"))
+        if len(ends) >= count:
+            file.seek(int(ends[count - 1]) + 1 - len(data), 1)
+            return
+        count -= len(ends)
 
 
 def read_dump_header(file: IO[bytes], path: Path) -> tuple[Header, list[str]]:

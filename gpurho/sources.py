@@ -9,6 +9,7 @@ gives. `gpurho.predict` takes it in place of atoms.
 from __future__ import annotations
 
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpurho.dumpfile import CHUNK, Chunk, Header, dump_chunks, opened, read_dump_header
+from gpurho.dumpfile import CHUNK, Chunk, Header, dump_chunks, opened, read_dump_header, seek_frame
 from gpurho.errors import FormatError, StoreError, StructureError
 from gpurho.grid import Grid
 from gpurho.kernels.lattice import transformed
@@ -97,9 +98,9 @@ class StructureSource:
 
     @classmethod
     def from_dump(
-        cls, path: str | Path, elements: Sequence[str] = (), folder: str | Path | None = None
+        cls, path: str | Path, elements: Sequence[str] = (), folder: str | Path | None = None, frame: int = -1
     ) -> StructureSource:
-        """From the first frame of a LAMMPS text dump, the atoms in the order of their ids.
+        """From a LAMMPS text dump, the atoms in the order of their ids.
 
         Parameters
         ----------
@@ -109,6 +110,8 @@ class StructureSource:
             Chemical symbol of each type, in the order of the types; not needed where there is a column `element`.
         folder : path, optional
             Where the sorted files lie, on a disk with room; by default where the system keeps temporary files.
+        frame : int
+            Of several, counted from 0; the last by default.
 
         Raises
         ------
@@ -116,9 +119,13 @@ class StructureSource:
             For a file that is no dump, is cut off, or lacks columns; nothing is left behind.
         """
         source = Path(path)
-        with opened(source) as file:
-            header, columns = read_dump_header(file, source)
-            return cls.from_chunks(header, dump_chunks(file, source, header, columns, elements), folder)
+        try:
+            with opened(source) as file:
+                seek_frame(file, source, frame)
+                header, columns = read_dump_header(file, source)
+                return cls.from_chunks(header, dump_chunks(file, source, header, columns, elements), folder)
+        except (OSError, EOFError, zlib.error) as error:
+            raise FormatError(f"{path} cannot be read: {str(error).splitlines()[0]}; check the file") from None
 
     @classmethod
     def from_hdf5(cls, path: str | Path, group: str = "structure", folder: str | Path | None = None) -> StructureSource:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,12 @@ def _job_arguments(parser: argparse.ArgumentParser, nargs: str | None = None) ->
 def _structure_arguments(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
     parser.add_argument("structure", nargs=nargs, type=Path, help="xyz, cif, POSCAR, LAMMPS, SPARC .ion, ...")
     parser.add_argument("--species", metavar="Al,Si", help="elements of the types of a LAMMPS file that names none")
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        metavar="FOLDER",
+        help="sort the atoms of a LAMMPS dump or HDF5 file into a temporary file there, and not into memory",
+    )
     parser.add_argument("--model", default="auto", help="name of a shipped model, or a file (default: by species)")
 
 
@@ -96,12 +104,17 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def read_structure(options: argparse.Namespace) -> Any:
-    """The atoms that a command is about; raises `StructureError` in one line."""
+@contextmanager
+def read_atoms(options: argparse.Namespace) -> Iterator[Any]:
+    """The atoms that a command is about, in memory or in a temporary file; raises `StructureError` in one line."""
     from gpurho.pipelines import structures
 
     species = None if options.species is None else [name.strip() for name in options.species.split(",")]
-    return structures.read_structure(options.structure, species)
+    if options.scratch is None:
+        yield structures.read_structure(options.structure, species)
+        return
+    with structures.structure_source(options.structure, species or (), options.scratch) as source:
+        yield source
 
 
 # -- commands ---------------------------------------------------------------------------------------------------
@@ -119,14 +132,15 @@ def _predict(options: argparse.Namespace) -> None:
         from gpurho.pipelines.report import check_report_name
 
         check_report_name(options.report)
-    atoms, settings = read_structure(options), _settings(options)
-    if options.scheduler is None and options.scheduler_file is None:
-        _predict_with(options, atoms, settings)
-        return
-    from gpurho.pipelines.cluster import connect
+    with read_atoms(options) as atoms:
+        settings = _settings(options)
+        if options.scheduler is None and options.scheduler_file is None:
+            _predict_with(options, atoms, settings)
+            return
+        from gpurho.pipelines.cluster import connect
 
-    with connect(options.scheduler, options.scheduler_file) as client:
-        _predict_with(options, atoms, settings | {"client": client})
+        with connect(options.scheduler, options.scheduler_file) as client:
+            _predict_with(options, atoms, settings | {"client": client})
 
 
 def _predict_with(options: argparse.Namespace, atoms: Any, settings: dict[str, Any]) -> None:
@@ -158,7 +172,8 @@ def _plan(options: argparse.Namespace) -> None:
     if (options.atoms is None) == (options.structure is None):
         raise SettingsError("a plan needs a structure file or --atoms N --density D; give one of them")
     if options.atoms is None:
-        cost = plan(read_structure(options), **settings)
+        with read_atoms(options) as atoms:
+            cost = plan(atoms, **settings)
     else:
         foreign = [name for name in ("grid", "region", "conserve") if settings.pop(name) is not None]
         if foreign or settings.pop("client", None) is not None:
@@ -171,13 +186,14 @@ def _plan(options: argparse.Namespace) -> None:
 def _trust(options: argparse.Namespace) -> None:
     from gpurho.pipelines.structures import write_structures
     from gpurho.pipelines.trust import trust
+    from gpurho.sources import StructureSource
     from gpurho.structure import as_structure
 
-    atoms = read_structure(options)
-    found = trust(atoms, options.model, device=options.device, progress=True)
-    print(json.dumps(found.to_dict()) if options.json else found)
-    if options.write is not None:
-        atoms = as_structure(atoms).to_ase()
-        atoms.arrays |= {"trust": found.per_atom, "trust_why": found.why.astype(int)}
-        write_structures(options.write, [atoms], options.overwrite)
-        print(f"wrote {options.write}", file=sys.stderr if options.json else sys.stdout)
+    with read_atoms(options) as atoms:
+        found = trust(atoms, options.model, device=options.device, progress=True)
+        print(json.dumps(found.to_dict()) if options.json else found)
+        if options.write is not None:
+            named = (atoms.structure() if isinstance(atoms, StructureSource) else as_structure(atoms)).to_ase()
+            named.arrays |= {"trust": found.per_atom, "trust_why": found.why.astype(int)}
+            write_structures(options.write, [named], options.overwrite)
+            print(f"wrote {options.write}", file=sys.stderr if options.json else sys.stdout)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gpurho.errors import FormatError, GpurhoError, OutputExistsError, StoreError, StructureError, one_line, reason_of
 from gpurho.pipelines.structurefiles import read_special
 from gpurho.pipelines.structureguards import refuse_counts, unpacked_size
+from gpurho.sources import StructureSource
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -64,6 +65,17 @@ def _by_ase(path: Path, index: str) -> Any:
 def read_structure(path: Path, species: Sequence[str] | None = None) -> Atoms:
     """The last frame of a file; see `read_structures`."""
     return read_structures(path, species, "-1")[-1]
+
+
+def structure_source(path: Path, species: Sequence[str], folder: Path) -> StructureSource:
+    """The atoms of the last frame of a LAMMPS text dump, or of an HDF5 file, sorted into a temporary file in `folder`.
+
+    `species` as in `read_structures`. Raises `FormatError` for any other file, and `StoreError` where the folder cannot
+    be written to.
+    """
+    if path.suffix.lower() in (".h5", ".hdf5"):
+        return StructureSource.from_hdf5(path, folder=folder)
+    return StructureSource.from_dump(path, species, folder)
 
 
 def check_snapshots_name(path: Path, overwrite: bool = False) -> None:

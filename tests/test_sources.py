@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 import textwrap
@@ -13,10 +14,11 @@ import pytest
 from predict_tools import aluminium, settings, small_model
 
 import gpurho
+from gpurho.cli import main
 from gpurho.density import Density
 from gpurho.densityfile import open_density
 from gpurho.dumpfile import Header
-from gpurho.errors import SettingsError, StoreError, StructureError, UnknownSpeciesError
+from gpurho.errors import FormatError, SettingsError, StoreError, StructureError, UnknownSpeciesError
 from gpurho.pipelines.settings import settle
 from gpurho.pipelines.tiling import run_tiles
 from gpurho.sources import StructureSource
@@ -196,6 +198,59 @@ def test_bad_atoms_are_found_and_named(model):
         as_structure(source)
     with pytest.raises(StoreError, match="give a folder with room"):
         source_of(structure, Path("/no/such/folder"))
+
+
+def dump_of(structure: Structure, path: Path, frames: int = 1) -> Path:
+    """A LAMMPS dump of an orthorhombic cell, the atoms shifted from frame to frame, the last where they are."""
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt") as file:
+        for frame in range(frames):
+            sides = "".join(f"0 {side!r}\n" for side in np.diag(structure.cell).tolist())
+            file.write(f"ITEM: TIMESTEP\n{frame}\nITEM: NUMBER OF ATOMS\n{len(structure)}\n")
+            file.write(f"ITEM: BOX BOUNDS pp pp pp\n{sides}ITEM: ATOMS id type x y z\n")
+            for i, place in enumerate(structure.positions + 0.3 * (frames - 1 - frame)):
+                file.write(
+                    f"{i + 1} 1 {place[0]!r} {place[1]!r} {place[2]!r}\n".replace("np.float64(", "").replace(")", "")
+                )
+    return path
+
+
+@pytest.mark.parametrize("block", [64, 1 << 20])
+@pytest.mark.parametrize("name", ["a.dump", "a.dump.gz"])
+def test_frames_of_a_dump(tmp_path, monkeypatch, block, name):
+    monkeypatch.setattr("gpurho.dumpfile.BLOCK", block)
+    structure = as_structure(aluminium(2))
+    path = dump_of(structure, tmp_path / name, 3)
+    for frame, away in ((-1, 0.0), (2, 0.0), (1, 0.3), (0, 0.6), (-3, 0.6)):
+        with StructureSource.from_dump(path, ["Al"], frame=frame) as source:
+            np.testing.assert_array_equal(source.structure().positions, structure.positions + away)
+    for frame in (3, -4):
+        with pytest.raises(FormatError, match=f"has 3 frames and no frame {frame}; give 0 to 2, or -1"):
+            StructureSource.from_dump(path, ["Al"], frame=frame)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(FormatError, match=r"ends after atom|cannot be read|damaged after atom"):
+        StructureSource.from_dump(path, ["Al"])
+
+
+def test_the_command_with_atoms_on_the_disk(tmp_path, capsys):
+    """``--scratch`` gives the file that atoms in memory give, to the byte, and reads densities too."""
+    path = dump_of(as_structure(aluminium((2, 2, 3))), tmp_path / "a.dump", 2)
+    common = ["--species", "Al", "--grid", "16", "16", "24", "--precision", "fp32", "--quiet"]
+    assert main(["predict", str(path), "--out", str(tmp_path / "memory.h5"), *common]) == 0
+    scratch = ["--scratch", str(tmp_path)]
+    assert main(["predict", str(path), "--out", str(tmp_path / "disk.h5"), *common, *scratch]) == 0
+    with open_density(tmp_path / "memory.h5") as a, open_density(tmp_path / "disk.h5") as b:
+        assert whole_bytes(a) == whole_bytes(b)
+        assert a.info["settings"] == b.info["settings"]
+    again = ["predict", str(tmp_path / "disk.h5"), "--out", str(tmp_path / "disk.h5"), *common, *scratch]
+    assert main(again) == 0  # the same atoms, read from the result: nothing is left to do
+    assert main(["trust", str(path), "--species", "Al", *scratch, "--write", str(tmp_path / "t.xyz")]) == 0
+    assert main(["plan", str(path), *common[:-1], *scratch]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "t.xyz"), *common, *scratch]) == 1
+    assert "no LAMMPS text dump" in capsys.readouterr().err
+    names = {"a.dump", "memory.h5", "disk.h5", "t.xyz"}
+    assert {file.name for file in tmp_path.iterdir()} == names  # nothing temporary is left
 
 
 def test_very_many_atoms_stay_in_the_file(model, tmp_path, monkeypatch):
