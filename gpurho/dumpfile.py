@@ -49,7 +49,9 @@ def seek_frame(file: IO[bytes], path: Path, frame: int) -> None:
     starts: list[int] = []
     while not 0 <= frame < len(starts):
         here = file.tell()
-        if not file.read(1):
+        while (line := file.readline(1 << 16)) and not line.strip():  # at the end
+            here = file.tell()
+        if not line:
             break
         file.seek(here)
         header, _ = read_dump_header(file, path)

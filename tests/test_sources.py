@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import subprocess
 import sys
 import textwrap
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from predict_tools import aluminium, settings, small_model
 
 import gpurho
@@ -25,6 +27,7 @@ from gpurho.sources import StructureSource
 from gpurho.store import FileSink
 from gpurho.structure import Structure, as_structure
 
+HAS_GPU = torch.cuda.is_available() and importlib.util.find_spec("numba_cuda") is not None
 OPTIONS = settings(grid=(24, 18, 80))
 
 
@@ -77,6 +80,18 @@ def test_fields_have_the_bits_of_atoms_in_memory(model, pbc, region):
     assert max(seen) < len(structure), "each part saw all atoms, so nothing was tested"
     assert whole_bytes(found) == whole_bytes(wanted)
     assert found.structure.fingerprint() == structure.fingerprint()  # after the source is closed
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="no CUDA device, or numba-cuda is missing")
+@pytest.mark.parametrize("family", ["scalar-product", "smooth"])
+def test_fields_have_these_bits_on_a_gpu(family):
+    """Work on a tile may be under way when the atoms of the next part come."""
+    model: Any = small_model() if family == "scalar-product" else "al"
+    structure = as_structure(aluminium((2, 2, 14)))
+    with source_of(structure) as source:
+        found, wanted = (gpurho.predict(x, model, **OPTIONS | {"device": "cuda"}) for x in (source, structure))
+    assert whole_bytes(found) == whole_bytes(wanted)
 
 
 @pytest.mark.parametrize("family", ["scalar-product", "smooth"])
@@ -221,6 +236,9 @@ def test_frames_of_a_dump(tmp_path, monkeypatch, block, name):
     monkeypatch.setattr("gpurho.dumpfile.BLOCK", block)
     structure = as_structure(aluminium(2))
     path = dump_of(structure, tmp_path / name, 3)
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "at") as file:
+        file.write("\n \n")
     for frame, away in ((-1, 0.0), (2, 0.0), (1, 0.3), (0, 0.6), (-3, 0.6)):
         with StructureSource.from_dump(path, ["Al"], frame=frame) as source:
             np.testing.assert_array_equal(source.structure().positions, structure.positions + away)

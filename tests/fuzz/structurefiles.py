@@ -118,8 +118,11 @@ def source_case(rng: np.random.Generator, folder: Path) -> str:
     path = folder / "a.dump"
     path.write_bytes(damaged(sources("dump")[int(rng.integers(2))], rng))
     with StructureSource.from_dump(path, ["Al", "Si"], folder) as source:
-        for positions, _ in source.chunks():
+        for positions, _ in source.pieces():
             finite(positions, "positions")
+        seen = sum(int(part.inside.sum()) for part in source.parts(3.0))
+        if seen != len(source):
+            raise AssertionError(f"{seen} of {len(source)} atoms are in parts")
     return "accepted"
 
 
