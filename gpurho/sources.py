@@ -225,7 +225,7 @@ class StructureSource:
             last = np.minimum(first + edge, self._shape)
             records = self._around(first / self._shape, last / self._shape, reach)
             places = _bins(np.ascontiguousarray(records["position"]), self._inverse, self.pbc, self._shape)
-            inside = ((places >= first) & (places < last)).all(axis=1)
+            inside = np.asarray(((places >= first) & (places < last)).all(axis=1))
             if inside.any():
                 yield Part(self._structure(records), records["index"].astype(np.int64), inside)
 

@@ -21,7 +21,7 @@ from gpurho.descriptors import Environment
 from gpurho.errors import SettingsError
 from gpurho.pipelines.predict import predict
 from gpurho.pipelines.settings import Job, settle
-from gpurho.structure import Structure
+from gpurho.structure import Structure, as_structure
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -135,18 +135,19 @@ def self_check(
         raise SettingsError(f"points {points!r} is not a whole number from 8 to a million")
     if isinstance(processes, bool) or not isinstance(processes, int) or not 1 <= processes <= 64:
         raise SettingsError(f"processes {processes!r} is not a whole number from 1 to 64")
-    job = settle(atoms, model, device=device, spacing=spacing, precision=precision, seed=seed)
+    structure = as_structure(atoms)
+    job = settle(structure, model, device=device, spacing=spacing, precision=precision, seed=seed)
     rng = np.random.default_rng(job.seed)
     chosen = _points(job, points, rng)
-    reference = _at(job, job.structure, chosen)
+    reference = _at(job, structure, chosen)
     largest = float(np.abs(reference[0]).max())
     tolerance = TOLERANCES[job.precision] * largest
     found = []
     for name, text, rewrite in _REWRITES:
-        structure, moved = rewrite(job.structure, chosen, rng)
-        found.append(Deviation(name, *_difference(_at(job, structure, moved), reference), tolerance, text))
+        written, moved = rewrite(structure, chosen, rng)
+        found.append(Deviation(name, *_difference(_at(job, written, moved), reference), tolerance, text))
     found += _tiles(job, points, processes, tolerance)
-    return SelfCheck(len(job.structure), len(chosen), job.model_name, job.device, job.precision, largest, tuple(found))
+    return SelfCheck(len(structure), len(chosen), job.model_name, job.device, job.precision, largest, tuple(found))
 
 
 def _points(job: Job, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
