@@ -40,6 +40,8 @@ def model() -> Any:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gpurho.sources.BIN_WIDTH", 3.0)
     monkeypatch.setattr("gpurho.sources.BLOCK_ATOMS", 60)
+    for module in ("sources", "dumpfile"):
+        monkeypatch.setattr(f"gpurho.{module}.CHUNK", 37)
     monkeypatch.setattr("gpurho.pipelines.parts.TILES", 2)
 
 
@@ -80,6 +82,15 @@ def test_fields_have_the_bits_of_atoms_in_memory(model, pbc, region):
     assert max(seen) < len(structure), "each part saw all atoms, so nothing was tested"
     assert whole_bytes(found) == whole_bytes(wanted)
     assert found.structure.fingerprint() == structure.fingerprint()  # after the source is closed
+
+
+def test_sums_over_atoms_are_in_one_order():
+    """Of the smooth descriptors, whose last bits are those of the order of the atoms."""
+    structure = as_structure(aluminium((2, 2, 90)))  # so long that a part's own bins would be fewer
+    options = OPTIONS | {"grid": (16, 16, 720)}
+    with source_of(structure) as source:
+        found = gpurho.predict(source, "al", **options)
+    assert whole_bytes(found) == whole_bytes(gpurho.predict(structure, "al", **options))
 
 
 @pytest.mark.gpu
