@@ -56,7 +56,8 @@ def seek_frame(file: IO[bytes], path: Path, frame: int) -> None:
         file.seek(here)
         header, _ = read_dump_header(file, path)
         starts.append(here)
-        _skip_lines(file, header.n_atoms)
+        if frame != len(starts) - 1:
+            _skip_lines(file, header.n_atoms)
     if not -len(starts) <= frame < len(starts):
         raise FormatError(f"{path} has {len(starts)} frames and no frame {frame}; give 0 to {len(starts) - 1}, or -1")
     file.seek(starts[frame])

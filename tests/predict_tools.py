@@ -10,7 +10,9 @@ from ase import Atoms
 from ase.build import bulk
 
 from gpurho.descriptors import DescriptorSpec
+from gpurho.dumpfile import Header
 from gpurho.grid import Grid
+from gpurho.sources import StructureSource
 from gpurho.structure import Structure
 
 VALENCE = {"Al": 3.0, "Si": 4.0, "Ge": 4.0}
@@ -54,6 +56,14 @@ def aluminium(repeat: int = 1, rattle: float = 0.1, seed: int = 0) -> Atoms:
 def settings(**changes: Any) -> dict[str, Any]:
     """Arguments of `predict` that keep a test small and exact."""
     return {"device": "cpu", "precision": "fp32", "progress": False, "tile_shape": (8, 8, 8)} | changes
+
+
+def source_of(structure: Structure, folder: Path | None = None) -> StructureSource:
+    """The atoms in pieces whose order is not theirs."""
+    order = np.random.default_rng(2).permutation(len(structure))
+    header = Header(len(structure), structure.cell, np.zeros(3), structure.pbc)
+    chunks = ((structure.positions[part], structure.numbers[part], part) for part in np.array_split(order, 5))
+    return StructureSource.from_chunks(header, chunks, folder)
 
 
 TRICLINIC = np.array([[3.1, 0.2, -0.3], [0.9, 3.6, 0.4], [-0.5, 1.1, 4.2]])

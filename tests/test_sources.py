@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from predict_tools import aluminium, settings, small_model
+from predict_tools import aluminium, settings, small_model, source_of
 
 import gpurho
 from gpurho.cli import main
 from gpurho.density import Density
 from gpurho.densityfile import open_density
-from gpurho.dumpfile import Header
 from gpurho.errors import FormatError, SettingsError, StoreError, StructureError, UnknownSpeciesError
 from gpurho.pipelines.settings import settle
 from gpurho.pipelines.tiling import run_tiles
@@ -54,13 +53,6 @@ def crystal(pbc: tuple[bool, bool, bool] = (True, True, True), repeat: tuple[int
     if not all(pbc):
         atoms.wrap(pbc=True)
     return as_structure(atoms)
-
-
-def source_of(structure: Structure, folder: Path | None = None) -> StructureSource:
-    order = np.random.default_rng(2).permutation(len(structure))
-    header = Header(len(structure), structure.cell, np.zeros(3), structure.pbc)
-    chunks = ((structure.positions[part], structure.numbers[part], part) for part in np.array_split(order, 5))
-    return StructureSource.from_chunks(header, chunks, folder)
 
 
 def whole_bytes(density: Density) -> list[bytes]:
