@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C5A2B")
 MARKERS = "osD^vP*X"
 ATOM_TICKS = (32, 64, 128, 256, 512, 1024)
 """Numbers of atoms that are written at an axis."""
@@ -54,7 +54,7 @@ def draw_accuracy(tables: dict[str, list[Row]]) -> Figure:
         panels[1].axhline(1.6e-3, color=DFT, linestyle=":", linewidth=1.4, label="chemical accuracy")
         panels[0].set_title(NAMES[material])
         for panel in panels:
-            panel.legend(fontsize=8, frameon=False)
+            panel.legend(fontsize=8, framealpha=1.0, edgecolor="none")
     return figure
 
 
