@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C5A2B")
-MARKERS = "osD^vP*X"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C5A2B", "#7F7F7F")
+MARKERS = "osD^vP*Xp"
 ATOM_TICKS = (32, 64, 128, 256, 512, 1024)
 """Numbers of atoms that are written at an axis."""
 
