@@ -8,4 +8,5 @@ python=$(command -v "$python") || { echo "no such python: $1" >&2; exit 1; }
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 cd "$(dirname "$0")/.."
 .ci/debian.sh libxc-dev libopenblas-dev quantum-espresso
+[[ -e ~/.gpaw/siteconfig.py ]] || export GPAW_CONFIG="${GPAW_CONFIG:-$PWD/.ci/gpaw_siteconfig.py}"
 "$python" -m pip install --quiet --constraint constraints.txt --editable ".[test,dask,dft]"
