@@ -28,10 +28,12 @@ SPECIFICATIONS = {
     "SiGe": ("FeatureSizes", {**NUMBERS, "n_species": 2, "n_cross": 4}),
     "Al smooth": ("SmoothSizes", {"n_species": 1, "n_radial": 20, "n_basis": 6, "l_max": 4, "cutoff": 5.0}),
     "SiGe smooth": ("SmoothSizes", {"n_species": 2, "n_radial": 20, "n_basis": 6, "l_max": 4, "cutoff": 5.0}),
+    "al": ("SmoothSizes", {"n_species": 1, "n_radial": 16, "n_basis": 6, "l_max": 4, "cutoff": 6.0}),
+    "sige": ("SmoothSizes", {"n_species": 2, "n_radial": 16, "n_basis": 6, "l_max": 4, "cutoff": 6.0}),
     "Al smooth, large": ("SmoothSizes", {"n_species": 1, "n_radial": 24, "n_basis": 8, "l_max": 6, "cutoff": 6.5}),
 }
 """Of the scalar-product family the paper's, for one species and for two with cross cosines; of the smooth one the
-defaults and a larger one."""
+defaults, those of the shipped models, and a larger one."""
 
 PATTERNS = {
     "registers": r"Used (\d+) registers",

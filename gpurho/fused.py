@@ -106,6 +106,7 @@ class FusedNetwork:
         """Outputs for features (n, n_features)."""
         # Without samples, points outside of the training domain matter only where there is a sigma.
         mode = self._mode if self._mode or not self._with_sigma else 3
+        features = features.contiguous()
         out, variance, excess, superposition = self._run(features, self._weights[0], mode)
         if len(self._weights) > 1:
             variance = self._sample_variance(features, out[0])
@@ -136,10 +137,12 @@ class FusedNetwork:
             "BASELINE": inputs.baseline is not None,
         }
         if n > 0:
-            kernel()[(-(-n // points),)](
-                features, n, inputs.slope, inputs.shift, self._rates, inputs.low, inputs.high, self._baseline,
-                *weights, out, variance, excess, superposition, **constants, num_warps=warps,
-            )  # fmt: skip
+            # Triton launches on torch's current device, not on that of the tensors; -1, of the CPU, changes nothing.
+            with torch.cuda.device(features.get_device()):
+                kernel()[(-(-n // points),)](
+                    features, n, inputs.slope, inputs.shift, self._rates, inputs.low, inputs.high, self._baseline,
+                    *weights, out, variance, excess, superposition, **constants, num_warps=warps,
+                )  # fmt: skip
         return out, variance, excess, superposition
 
     def _sample_variance(self, features: Tensor, density: Tensor) -> Tensor:

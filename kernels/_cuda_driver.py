@@ -7,9 +7,10 @@ int32: n_capped, n_tied, n_exact, then the batches in each class, and last the m
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -94,12 +95,35 @@ def require_cuda() -> None:
             "CUDA descriptors need numba-cuda, which is not installed; pip install 'gpurho[cuda13]' or 'gpurho[cuda12]'"
         )
     if not cuda.is_available():
-        raise DeviceError("no CUDA device can be used here (no driver or no GPU); use device='cpu'")
+        raise DeviceError(
+            "no CUDA device can be used here (no driver, no GPU, or no libnvvm: see CUDA_HOME); use device='cpu'"
+        )
 
 
 def no_room(n_points: int) -> DeviceError:
     """The error for features that the device's memory does not hold."""
     return DeviceError(f"the GPU's memory does not hold the descriptors of {n_points} points; use smaller tiles")
+
+
+class _NoRoom(Exception):
+    """The device has no memory left."""
+
+
+@contextlib.contextmanager
+def _no_room() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if "OUT_OF_MEMORY" in str(error):
+            raise _NoRoom from error
+        raise
+
+
+def _release_cached() -> None:
+    if not SIMULATOR:
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def begun(launch: Callable[[int], Any], n_points: int) -> Any:
@@ -109,12 +133,15 @@ def begun(launch: Callable[[int], Any], n_points: int) -> Any:
     with warnings.catch_warnings():
         # Numba warns about small grids, which tiles of few points rightly have.
         warnings.filterwarnings("ignore", message=".*[Gg]rid size.*")
-        try:
+        with contextlib.suppress(_NoRoom), _no_room():
             return launch(device)
-        except Exception as error:
-            if "OUT_OF_MEMORY" in str(error):
-                raise no_room(n_points) from error
-            raise
+        # torch keeps memory that it has freed, and Numba cannot take it from there.
+        _release_cached()
+        try:
+            with _no_room():
+                return launch(device)
+        except _NoRoom as error:
+            raise no_room(n_points) from error.__cause__
 
 
 def finished(

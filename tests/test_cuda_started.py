@@ -75,7 +75,7 @@ def environment(atoms, spec):
             packed = neighbors.start, neighbors.vectors, neighbors.distances, neighbors.bonds, neighbors.tied
             self._neighbors = NeighborArrays(*map(self._upload, packed))
 
-        def _upload(self, array):
+        def _upload(self, array, kept=False):
             return cuda.to_device(np.array(array))
 
         def _on_stream(self, points, cells, work_on):
@@ -93,6 +93,28 @@ def environment(atoms, spec):
     made = Environment(Structure.from_ase(atoms), spec)
     made._cuda = Simulated(made._neighbors, made._sizes)
     return made
+
+
+def _out_of_memory():
+    """What becomes of launches that find no memory once, always, or fail otherwise."""
+    from gpurho.errors import DeviceError
+    from gpurho.kernels._cuda_driver import begun
+
+    def launch(*failures):
+        left = list(failures)
+
+        def run(device):
+            if left:
+                raise RuntimeError(left.pop(0))
+            return "done"
+
+        try:
+            return begun(run, 7)
+        except (DeviceError, RuntimeError) as error:
+            return f"{type(error).__name__}: {error}"
+
+    full = "[CUresult.CUDA_ERROR_OUT_OF_MEMORY] Call to cuMemAlloc"
+    return [launch(full), launch(full, full), launch("other"), launch(full, "other")]
 
 
 def _simulate_all(path):
@@ -124,6 +146,7 @@ def _simulate_all(path):
     sizes["classes"] = 0
     tried("other class", there, grid, tile)
     tried("both classes", there, grid, tile)
+    results["launches"] = np.array(_out_of_memory())
     atoms, spec, grid, tile = vacuum()
     there = environment(atoms, spec)
     for label in ("empty first", "empty", "empty again"):
@@ -170,6 +193,13 @@ def test_only_atoms_are_copied(simulated):
     """The three arrays of the atoms; those of the neighbours, the batches and the networks are there from before."""
     for label in ("third", "less room", "other class", "empty again"):
         assert simulated[f"{label} copies"].tolist() == ["to_device"] * 3
+
+
+def test_a_launch_without_memory_is_tried_once_more(simulated):
+    once, always, other, then_other = simulated["launches"].tolist()
+    assert once == "done"
+    assert always == "DeviceError: the GPU's memory does not hold the descriptors of 7 points; use smaller tiles"
+    assert other == then_other == "RuntimeError: other"
 
 
 def test_too_little_room_is_noticed_and_grows(simulated):

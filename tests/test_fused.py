@@ -157,6 +157,8 @@ def test_shipped_models_by_the_kernel_and_by_torchscript(name, uncertainty, inte
     # Whoever comes with a point, its bits are the same.
     assert torch.equal(one(x[3:99])[0], one(x)[0][3:99])
     assert one(x[:0])[0].shape == (0,)
+    # However its features lie in memory.
+    assert torch.equal(one(x.T.contiguous().T)[0], one(x)[0])
 
 
 @needs_triton

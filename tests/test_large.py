@@ -5,21 +5,25 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import time
 
 import numpy as np
 import pytest
+import torch
 from predict_tools import aluminium, small_model
 
 from gpurho.densityfile import Layout
-from gpurho.descriptors import Environment
+from gpurho.descriptors import Environment, StartedFeatures
 from gpurho.errors import SettingsError
 from gpurho.fields import Totals
 from gpurho.grid import Grid
 from gpurho.integrals import sublattice
 from gpurho.keep import Keep
 from gpurho.partition import make_tiles
-from gpurho.pipelines.calibration import Rates
+from gpurho.pipelines.calibration import Rates, measure
 from gpurho.pipelines.scale import scale_plan
+from gpurho.pipelines.settings import settle
+from gpurho.pipelines.tiling import Stages
 from gpurho.structure import Structure
 
 # -- counts beyond 32 bits --------------------------------------------------------------------------------------
@@ -167,6 +171,24 @@ def test_rates_are_measured_once(tmp_path, monkeypatch):
     file.write_text("{ damaged")
     assert scale_plan(10**9, model, **options).n_points == first.n_points
     assert len(json.loads(file.read_text())) == 1
+
+
+def test_tiles_that_a_device_cut_short_are_not_measured(monkeypatch):
+    features, calls = Stages.features, []
+
+    def cut_short(stages, tile):
+        calls.append(tile)
+        values, made = features(stages, tile)
+        if len(calls) <= 2:
+            return values, StartedFeatures(made.values, torch.zeros(1), lambda marks: None)
+        time.sleep(0.05)
+        return values, made
+
+    monkeypatch.setattr(Stages, "features", cut_short)
+    monkeypatch.setattr("gpurho.pipelines.calibration.MANY_EDGE", 8)
+    monkeypatch.setattr("gpurho.pipelines.calibration.PROBE_POINTS", 6)
+    job = settle(aluminium(), small_model(), spacing=0.5, device="cpu")
+    assert measure(job).features * 6**3 > 0.05
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing(tmp_path, monkeypatch):
