@@ -68,6 +68,21 @@ def get(group: Any, name: str) -> Any:
     return values
 
 
+def get_pieces(dataset: Any, rows: int) -> Iterator[Any]:
+    """An array of `array_of` in pieces of its rows.
+
+    Raises `OSError` after the last one where they do not match its checksum.
+    """
+    crc = 0
+    for first in range(0, len(dataset), rows):
+        values = dataset[first : first + rows]
+        crc = _sum(values, crc)
+        yield values
+    wanted = dataset.attrs.get(ATTRIBUTE)
+    if wanted is not None and not (isinstance(wanted, np.integer) and int(wanted) == crc):
+        raise OSError(f"{dataset.name} does not match its checksum")
+
+
 def put_text(owner: Any, name: str, text: str) -> None:
     """Write an attribute that is text."""
     import h5py
@@ -137,6 +152,7 @@ __all__ = [
     "HDF5_FORMAT",
     "drop_objects",
     "get",
+    "get_pieces",
     "get_text",
     "let_go",
     "put",

@@ -8,9 +8,11 @@ gives. `gpurho.predict` takes it in place of atoms.
 
 from __future__ import annotations
 
+import errno
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +21,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpurho.checksums import reason_of
 from gpurho.dumpfile import CHUNK, Chunk, Header, dump_chunks, opened, read_dump_header, seek_frame
-from gpurho.errors import FormatError, StoreError, StructureError
+from gpurho.errors import FormatError, GpurhoError, StoreError, StructureError
 from gpurho.grid import Grid
+from gpurho.hdf5atoms import hdf5_chunks
+from gpurho.hdf5guard import DAMAGE
 from gpurho.kernels.lattice import transformed
 from gpurho.partition import Tile, TileSet
 from gpurho.structure import MAX_COORDINATE, Structure, cell_heights, fingerprint, symbols_of
@@ -137,22 +142,11 @@ class StructureSource:
 
         try:
             with h5py.File(path, "r") as h5:
-                atoms = h5[group]
-                positions, numbers = atoms["positions"], atoms["numbers"]
-                pbc = np.asarray(atoms.attrs["pbc"], dtype=bool)
-                n = len(numbers)
-                header = Header(n, np.asarray(atoms.attrs["cell"], dtype=float), np.zeros(3), pbc)
-                chunks = (
-                    (
-                        positions[i : i + CHUNK].astype(np.float64),
-                        numbers[i : i + CHUNK].astype(np.int64),
-                        np.arange(i, min(i + CHUNK, n)),
-                    )
-                    for i in range(0, n, CHUNK)
-                )
-                return cls.from_chunks(header, chunks, folder)
-        except (OSError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+                return cls.from_chunks(*hdf5_chunks(h5, group), folder)
+        except GpurhoError:
+            raise
+        except DAMAGE as error:
+            reason = reason_of(error)
             raise FormatError(f"{path} has no atoms in group {group!r}: {reason}; check the file") from None
 
     @classmethod
@@ -160,7 +154,7 @@ class StructureSource:
         """From pieces of atoms; their order is that of the numbers in each piece, which need not have all values."""
         Structure(np.zeros((1, 3)), np.ones(1, np.int64), header.cell, header.pbc)  # its checks of the cell
         shape = np.clip((cell_heights(header.cell) / BIN_WIDTH).astype(np.int64), 1, None)
-        while int(shape.prod()) > MAX_BINS:
+        while int(shape.prod()) > min(MAX_BINS, max(1 << 16, header.n_atoms)):
             shape = np.maximum(1, shape // 2)
         inverse = np.asarray(np.linalg.inv(header.cell), dtype=np.float64)
         order, species = _Order(), np.zeros(119, np.int64)
@@ -169,9 +163,11 @@ class StructureSource:
         def bins(records: NDArray[Any]) -> NDArray[np.int64]:
             return _flat(_bins(np.ascontiguousarray(records["position"]), inverse, header.pbc, shape), shape)
 
-        with _temporary(folder) as unsorted:
+        with _room(), _temporary(folder) as unsorted:
             for positions, numbers, ids in chunks:
-                _check(positions, numbers, order.n)
+                if not len(ids):
+                    continue
+                _check(positions, numbers, ids)
                 records = np.empty(len(numbers), RECORD)
                 records["index"], records["position"], records["number"] = ids, positions, numbers
                 counts += np.bincount(bins(records), minlength=len(counts))
@@ -333,16 +329,16 @@ class _Order:
         return ids - self._low if self._sorted is None else np.searchsorted(self._sorted, ids)
 
 
-def _check(positions: NDArray[np.float64], numbers: NDArray[np.int64], first: int) -> None:
+def _check(positions: NDArray[np.float64], numbers: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
     bad = np.flatnonzero(~(np.abs(positions) <= MAX_COORDINATE).all(axis=1))
     if bad.size:
         raise StructureError(
-            f"atom {first + bad[0]} has position {positions[bad[0]]}; all coordinates must be finite, none beyond"
+            f"atom {ids[bad[0]]} has position {positions[bad[0]]}; all coordinates must be finite, none beyond"
             f" {MAX_COORDINATE:.0e} angstrom"
         )
     bad = np.flatnonzero((numbers < 1) | (numbers > 118))
     if bad.size:
-        raise StructureError(f"atom {first + bad[0]} has atomic number {numbers[bad[0]]}; give 1 to 118")
+        raise StructureError(f"atom {ids[bad[0]]} has atomic number {numbers[bad[0]]}; give 1 to 118")
 
 
 def _bins(
@@ -365,6 +361,17 @@ def _temporary(folder: str | Path | None) -> IO[bytes]:
         return tempfile.TemporaryFile(dir=inside, prefix="gpurho-atoms-")
     except OSError as error:
         raise StoreError(f"atoms cannot be sorted in {inside}: {error.strerror}; give a folder with room") from None
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Says of a full disk that it is one: buffers are written, and fail, where files are searched or closed too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise StoreError(f"atoms cannot be sorted on the disk: {error.strerror}; give a folder with room") from None
 
 
 def _records(file: IO[bytes]) -> Iterator[NDArray[Any]]:

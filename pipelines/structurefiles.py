@@ -6,17 +6,17 @@ dump, ``Masses`` or ``Atom Type Labels`` of a data file) they have to be named; 
 
 from __future__ import annotations
 
-import gzip
+import io
 import re
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpurho.dumpfile import read_dump_header
 from gpurho.errors import StructureError
-from gpurho.pipelines.structureguards import refuse_counts
+from gpurho.pipelines.structureguards import opened, refuse_counts
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -53,7 +53,7 @@ def read_special(path: Path, index: str | int, species: Sequence[str] | None = N
         with read_density(path) as density:
             return [density.structure.to_ase()]
     head = _head(path)
-    if head and head[0].startswith("ITEM: TIMESTEP"):
+    if head and head[0].startswith("ITEM: "):
         refuse_counts(path, "lammps-dump-text")
         return _dump(path, index, species)
     if len(head) > 1 and _is_data(head[1:]):
@@ -63,8 +63,7 @@ def read_special(path: Path, index: str | int, species: Sequence[str] | None = N
 
 
 def _open(path: Path) -> Any:
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    return opener(path, "rt", encoding="utf-8", errors="replace")
+    return io.TextIOWrapper(opened(path), encoding="utf-8", errors="replace")
 
 
 def _head(path: Path) -> list[str]:
@@ -110,8 +109,8 @@ def _named(types: Any, names: dict[int, str], path: Path) -> None:
 def _dump(path: Path, index: str | int, species: Sequence[str] | None) -> list[Atoms]:
     from ase.io import read
 
-    with _open(path) as file:
-        columns: list[str] = next((line.split()[2:] for line in islice(file, 32) if line.startswith("ITEM: ATOMS")), [])
+    with opened(path) as file:
+        _, columns = read_dump_header(file, path)
     names = _known(species)
     options: dict[str, Any] = {}
     if not {"element", "mass"} & set(columns):

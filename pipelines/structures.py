@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +76,11 @@ def structure_source(path: Path, species: Sequence[str], folder: Path) -> Struct
     """
     if path.suffix.lower() in (".h5", ".hdf5"):
         return StructureSource.from_hdf5(path, folder=folder)
-    return StructureSource.from_dump(path, species, folder)
+    frame = -1
+    if not path.is_file() and re.search(r"@-?\d+$", path.name):
+        name, _, index = path.name.rpartition("@")
+        path, frame = path.with_name(name), int(index)
+    return StructureSource.from_dump(path, species, folder, frame)
 
 
 def check_snapshots_name(path: Path, overwrite: bool = False) -> None:

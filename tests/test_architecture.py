@@ -25,7 +25,7 @@ LAYERS = [
     {"errors", "units", "trees", "versions"},
     {"kernels"},
     {"structure", "host", "checksums", "hdf5guard"},
-    {"builders", "defects", "_fcc", "grid", "partition", "sources", "dumpfile"},
+    {"builders", "defects", "_fcc", "grid", "partition", "sources", "dumpfile", "hdf5atoms"},
     {"neighbors", "_neighbor_providers", "descriptors", "surroundings"},
     {
         "domain",

@@ -177,7 +177,7 @@ def test_empty_space_still_gives_a_structure():
         (lambda t: t.replace("ITEM: NUMBER", "NUMBER"), "no LAMMPS text dump"),
         (lambda t: t.replace("\n50\n", "\n60\n"), "ends after atom 50 of 60"),
         (lambda t: "\n".join(t.split("\n")[:-20]), "ends after atom 31 of 50"),
-        (lambda t: t.replace("id type", "id kind"), "element or type are needed"),
+        (lambda t: t.replace("id type", "id kind"), "type, mass or element are needed"),
         (lambda t: t.replace("\n50 ", "\nx50 3 nonsense "), "damaged after atom 0|elements"),
         (lambda t: t.replace("ITEM: BOX BOUNDS", "ITEM: BOX SIZES"), "no LAMMPS|no box|damaged"),
     ],
