@@ -8,9 +8,11 @@ The exit status is 0 where all tests pass and CUDA agrees with the CPU, 1 where 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib.metadata
 import importlib.util
 import json
+import math
 import platform
 import shutil
 import statistics
@@ -24,6 +26,8 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+SLABS = {"script": [(101, 64), (101, 128), (14, 64), (63, 64), (136, 64)], "fused": [(101, 64), (101, 128)]}
+"""Unit cells along each axis, and tiles, of the crystals of `slab`."""
 BEGUN = 8
 """Tiles that are begun one after the other when the device is timed."""
 PACKAGES = ("gpurho", "torch", "numba", "numba-cuda", "cuda-toolkit", "numpy", "cupy-cuda13x", "cupy-cuda12x")
@@ -77,13 +81,16 @@ def machine() -> dict[str, Any]:
 
 def run_tests(seconds: float) -> dict[str, Any]:
     """The tests marked `gpu`."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", str(ROOT / "tests")]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--durations=8", "--continue-on-collection-errors"]
+    command.append(str(ROOT / "tests"))
     start = time.perf_counter()
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return {"passed": False, "summary": f"stopped after {seconds:.0f} s"}
-    tail = done.stdout.strip().splitlines()[-12:]
+    except subprocess.TimeoutExpired as error:
+        text = error.stdout or b""  # bytes here, whatever was asked for
+        lines = (text if isinstance(text, str) else text.decode(errors="replace")).splitlines()
+        return {"passed": False, "summary": [f"stopped after {seconds:.0f} s", *lines[-12:]]}
+    tail = done.stdout.strip().splitlines()[-24:]
     return {"passed": done.returncode == 0, "seconds": time.perf_counter() - start, "summary": tail}
 
 
@@ -267,13 +274,14 @@ def slab(n_cells: int, edge: int, tile: int, executor: str = "script", device: s
     from ase.build import bulk
 
     import gpurho
-    from gpurho.pipelines.settings import settle
+    from gpurho.grid import Grid
+    from gpurho.keep import Keep
 
     atoms = bulk("Al", "fcc", 4.05, cubic=True).repeat(n_cells)
     atoms.positions += np.random.default_rng(0).normal(0, 0.1, atoms.positions.shape)
     settings: dict[str, Any] = {"spacing": 0.1589, "keep": "coarse:4", "device": device, "tile_shape": (tile,) * 3}
-    whole = settle(atoms, **settings).grid
-    edge = min(edge, *whole.shape) // tile * tile
+    whole = Keep.of("coarse:4").fitting(Grid.from_spacing(atoms.cell.array, 0.1589).shape)
+    edge = min(edge, *whole) // tile * tile
     region = ((0, edge),) * 3
     cuda = device.startswith("cuda")
     if cuda:
@@ -283,12 +291,15 @@ def slab(n_cells: int, edge: int, tile: int, executor: str = "script", device: s
     rho = gpurho.predict(atoms, region=region, executor=executor, progress=False, **settings)
     seconds = time.perf_counter() - start
     timing = rho.info["timing"]
-    rate = edge**3 / (seconds - timing["setup"])
+    # Of the tiles alone: what is done once for all atoms, checks and trust, is told besides.
+    working = timing["total"] - timing["setup"]
+    rate = edge**3 / working
     return {
         "atoms": len(atoms),
         "points": edge**3,
         "points_per_second": rate,
-        "whole_minutes": whole.n_points / rate / 60,
+        "once_s": seconds - working,
+        "whole_minutes": math.prod(whole) / rate / 60,
         "stages_s": {k: v for k, v in timing.items() if isinstance(v, int | float)},
         "peak_torch_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
     }
@@ -321,6 +332,18 @@ def prediction(n_cells: int, uncertainty: str | None, precision: str, executor: 
     }
 
 
+def slab_row(n_cells: int, tile: int, executor: str) -> tuple[str, Callable[[], dict[str, Any]]]:
+    """Label and work of a row of `slab`."""
+    label = f"{4 * n_cells**3} atoms, tiles of {tile}^3, {executor}"
+    return label, lambda: slab(n_cells, 384, tile, executor)
+
+
+def prediction_row(uncertainty: str | None, precision: str, executor: str) -> tuple[str, Callable[[], dict[str, Any]]]:
+    """Label and work of a row of `prediction`."""
+    label = f"4000 atoms, uncertainty {uncertainty}, {precision}, {executor}"
+    return label, lambda: prediction(10, uncertainty, precision, executor)
+
+
 def attempt(work: Callable[[], dict[str, Any]], deadline: float) -> dict[str, Any]:
     """The result row of `work`; out of memory, a failure and no time left are rows too."""
     if time.monotonic() > deadline:
@@ -338,9 +361,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--seconds", type=float, default=540.0, help="no new measurement starts after so long")
     options = parser.parse_args(arguments)
-    reason = unusable()
+    try:
+        reason = unusable()
+    except Exception as error:  # Numba refuses versions of NumPy when it is imported
+        reason = f"{type(error).__name__}: {error}"
     if reason is not None:
         print(f"no GPU check here: {reason}", file=sys.stderr)
+        if options.json:
+            options.json.write_text(json.dumps({"unusable": reason}) + "\n")
         return 3
     deadline = time.monotonic() + options.seconds
     report: dict[str, Any] = {"machine": machine()}
@@ -352,28 +380,29 @@ def main(arguments: list[str] | None = None) -> int:
         if options.json:
             options.json.write_text(json.dumps(report, indent=1) + "\n")
 
-    record("tests", "gpu", lambda: run_tests(min(240.0, options.seconds / 2)))
+    # A device that hangs ends the process; the rows so far are kept.
+    faulthandler.dump_traceback_later(options.seconds + 45, exit=True)
+    # What matters most first, and last what a fault of may cost all that follows: kernels of the network.
     for name in structures():
         record("agreement", name, lambda name=name: agreement(name))  # type: ignore[misc]
+    rows = {executor: [slab_row(n, t, executor) for n, t in SLABS[executor]] for executor in SLABS}
+    record("slab", *rows["script"].pop(0))
     for name in ("Al rattled", "Al rattled, smooth", "SiGe alloy", "SiGe alloy, smooth", "Al perfect"):
         for spacing, edge in ((0.2117, 64), (0.2117, 128), (0.3, 64), (0.5, 64)):
             label = f"{name}, {spacing} angstrom, {edge}^3"
             record("descriptors", label, lambda n=name, s=spacing, e=edge: throughput(n, s, e))  # type: ignore[misc]
-    for uncertainty, precision, executor in (
-        (None, "auto", "script"), ("analytic", "auto", "script"), ("analytic", "fp32", "script"),
-        (None, "fp32", "fused"), ("analytic", "fp32", "fused"), ("analytic", "bf16", "fused"),
-    ):  # fmt: skip
-        label = f"4000 atoms, uncertainty {uncertainty}, {precision}, {executor}"
-        how = (10, uncertainty, precision, executor)
-        record("predict", label, lambda how=how: prediction(*how))  # type: ignore[misc]
+    for uncertainty, precision in ((None, "auto"), ("analytic", "auto"), ("analytic", "fp32")):
+        record("predict", *prediction_row(uncertainty, precision, "script"))
+    for row in rows["script"]:
+        record("slab", *row)
+    record("tests", "gpu", lambda: run_tests(min(240.0, max(60.0, deadline - time.monotonic()))))
     for name, kind in (("al", "analytic"), ("al", None), ("sige", "analytic"), ("sige", None), ("al", "sampled")):
         record("network", f"{name}, uncertainty {kind}", lambda m=name, k=kind: network_rates(m, k))  # type: ignore[misc]
-    for n_cells, tile, executor in (
-        (101, 64, "script"), (101, 64, "fused"), (101, 128, "script"), (101, 128, "fused"),
-        (14, 64, "script"), (63, 64, "script"), (136, 64, "script"),
-    ):  # fmt: skip
-        label = f"{4 * n_cells**3} atoms, tiles of {tile}^3, {executor}"
-        record("slab", label, lambda n=n_cells, t=tile, e=executor: slab(n, 384, t, e))  # type: ignore[misc]
+    for row in rows["fused"]:
+        record("slab", *row)
+    for uncertainty, precision in ((None, "fp32"), ("analytic", "fp32"), ("analytic", "bf16")):
+        record("predict", *prediction_row(uncertainty, precision, "fused"))
+    faulthandler.cancel_dump_traceback_later()
     agrees = all(row.get("agrees", False) for row in report["agreement"].values())
     return 0 if agrees and report["tests"]["gpu"].get("passed") else 1
 

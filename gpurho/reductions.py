@@ -193,7 +193,7 @@ class AtomSums:
         rows = np.append(local.reshape(-1), len(atoms))[lists]
         index, inside = self._place(tile.shape)
         near_atoms = self._matrix(centres, positions, lists)
-        where = torch.from_numpy(rows).to(self._device)
+        where = self._there(rows)
         n_columns = 1 + len(columns)
         found = torch.zeros((len(atoms) + 1, 2 * n_columns), dtype=torch.int64, device=self._device)
         n_points, n_atoms = index.size(1), lists.shape[1]
@@ -261,10 +261,17 @@ class AtomSums:
             )
         return self._places[shape]
 
+    def _there(self, array: NDArray[np.float64] | NDArray[np.int64]) -> Tensor:
+        """On the device; from pinned memory, so that the host need not wait for what the device is at work on."""
+        tensor = torch.from_numpy(array)
+        if self._device.type != "cuda" or not tensor.numel():
+            return tensor.to(self._device)
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
     def _matrix(self, centres: NDArray[np.float64], positions: NDArray[np.float64], lists: NDArray[np.int64]) -> Tensor:
         """(n_blocks, n_listed, 5): -2 a, |a|^2, 1 of each block's atoms, counted from its centre."""
-        index = torch.from_numpy(lists).to(self._device)
-        places = torch.from_numpy(positions).to(self._device)[index.clamp(min=0)]
-        away = places - torch.from_numpy(centres).to(self._device)[:, None, :]
+        index = self._there(lists)
+        places = self._there(positions)[index.clamp(min=0)]
+        away = places - self._there(centres)[:, None, :]
         squares = away.square().sum(-1, keepdim=True).masked_fill_(index[..., None] < 0, FAR)
         return torch.cat([-2.0 * away, squares, torch.ones_like(squares)], -1)

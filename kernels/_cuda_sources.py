@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
@@ -21,6 +21,8 @@ NETWORKS = (32, 64, 80, 96, 112, 128, 160, 192, 224)
 """Numbers of candidates for which kernels are made; with more, registers would spill."""
 SHARED_BYTES = 49152
 """Shared memory that every device gives a block without asking."""
+COMMON = ("reset", "gather", "coordinates", "arrange")
+"""Kernels that are the same for all specifications of a family."""
 GATHER_THREADS, GATHER_BINS = (16, 64) if SIMULATOR else (_cuda_candidates.THREADS, _cuda_candidates.BINS)
 
 
@@ -98,10 +100,24 @@ def _make_expand(sizes: SmoothSizes) -> Callable[..., Any]:
     return _smooth_cuda.make_expand(sizes, _smooth_cuda.make_expander(sizes, _smooth_cuda.make_flush()))
 
 
-@lru_cache(maxsize=512)
+@dataclass(frozen=True)
+class _Wanted:
+    """A kernel to compile; equal ones are one."""
+
+    numbers: Any
+    name: str
+    device: int
+    sizes: FeatureSizes | SmoothSizes = field(compare=False)
+
+
 def compiled(sizes: FeatureSizes | SmoothSizes, name: str, device: int) -> Any:
     """One compiled kernel; compilation happens here, for the current device."""
-    source = kernel_sources(sizes)[name]
+    return _compiled(_Wanted(type(sizes) if name in COMMON else sizes, name, device, sizes))
+
+
+@lru_cache(maxsize=512)
+def _compiled(wanted: _Wanted) -> Any:
+    source = kernel_sources(wanted.sizes)[wanted.name]
     if SIMULATOR:
         return cuda.jit(**source.options)(source.make())
     # Without optimisation at link time, as `benchmarks/sass_check.py` assembles it: a kernel is one module, and CUDA 13

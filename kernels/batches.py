@@ -19,8 +19,8 @@ BLOCK = 8
 MIN_CUBE, MAX_CUBE = 0.5, 1.2
 """Edges of the cubes that gather scattered points, angstrom."""
 
-CACHED_POINTS = 2**19
-"""Orders of larger boxes are made anew each time, so that the cache stays small."""
+CACHED_POINTS = 2**21
+"""Orders of larger boxes are made, and sent to a GPU, anew each time, so that the cache stays small: 16 of 8 MiB."""
 
 
 @dataclass(frozen=True)

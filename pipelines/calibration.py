@@ -20,7 +20,7 @@ from gpurho.descriptors import Environment
 from gpurho.dumpfile import Header
 from gpurho.partition import Tile
 from gpurho.pipelines.settings import MIN_DISTANCE, Job, library_version
-from gpurho.pipelines.tiling import Stages
+from gpurho.pipelines.tiling import Stages, cut_short
 from gpurho.pipelines.workers import available_cores
 from gpurho.sources import StructureSource
 from gpurho.structure import Structure, fingerprint
@@ -133,8 +133,8 @@ def measure(job: Job) -> Rates:
         features, made = stages.features(box)
         stages.synchronize()
         row[0] = time.perf_counter() - begin
-        if made.marks is not None and made.settle(made.marks.cpu().numpy()) is None:
-            row[:] = np.inf  # Cut short on the device, which had too little room; the next time it has enough.
+        if cut_short(made):
+            row[:] = np.inf
             continue
         outputs = stages.network(features, box)
         stages.synchronize()

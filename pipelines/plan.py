@@ -13,7 +13,7 @@ from gpurho.errors import SettingsError
 from gpurho.partition import Tile
 from gpurho.pipelines.parts import Nearby
 from gpurho.pipelines.settings import Job, settle
-from gpurho.pipelines.tiling import QUEUE, Stages, encoder_threads, max_tile_points
+from gpurho.pipelines.tiling import QUEUE, Stages, cut_short, encoder_threads, max_tile_points
 from gpurho.sources import StructureSource
 from gpurho.structure import Structure
 
@@ -156,14 +156,16 @@ def _probe(job: Job) -> tuple[float, float]:
         stop.append(start[-1] + size)
     box = Tile(0, (start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
     stages = Stages(job if isinstance(job.structure, Structure) else Nearby(job).part(box))
-    spent = (0.0, 0.0)
-    for _ in range(3):
+    spent, rounds = (0.0, 0.0), 0
+    while rounds < 3:
         begin = time.perf_counter()
-        features, _ = stages.features(box)
+        features, made = stages.features(box)
         stages.synchronize()
         middle = time.perf_counter()
+        if cut_short(made):
+            continue
         stages.fetch(stages.network(features, box))()
-        spent = (middle - begin, time.perf_counter() - middle)
+        spent, rounds = (middle - begin, time.perf_counter() - middle), rounds + 1
     return box.n_points / spent[0], box.n_points / spent[1]
 
 

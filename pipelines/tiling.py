@@ -93,6 +93,11 @@ class Waiting:
     network_seconds: float
 
 
+def cut_short(started: StartedFeatures) -> bool:
+    """Whether the device had too little room, and the values are none; waits for it. It has more the next time."""
+    return started.marks is not None and started.settle(started.marks.cpu().numpy()) is None
+
+
 class Background:
     """Encodes tiles in a few threads and writes them in order in one more; errors come back at the next tile."""
 

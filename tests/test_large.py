@@ -21,6 +21,7 @@ from gpurho.integrals import sublattice
 from gpurho.keep import Keep
 from gpurho.partition import make_tiles
 from gpurho.pipelines.calibration import Rates, measure
+from gpurho.pipelines.plan import plan_job
 from gpurho.pipelines.scale import scale_plan
 from gpurho.pipelines.settings import settle
 from gpurho.pipelines.tiling import Stages
@@ -189,6 +190,10 @@ def test_tiles_that_a_device_cut_short_are_not_measured(monkeypatch):
     monkeypatch.setattr("gpurho.pipelines.calibration.PROBE_POINTS", 6)
     job = settle(aluminium(), small_model(), spacing=0.5, device="cpu")
     assert measure(job).features * 6**3 > 0.05
+    calls.clear()
+    found = plan_job(job)
+    assert found.n_points / found.feature_seconds < 16**3 / 0.05
+    assert len(calls) == 5
 
 
 def test_a_cache_that_cannot_be_written_costs_nothing(tmp_path, monkeypatch):

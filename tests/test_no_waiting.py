@@ -77,7 +77,8 @@ def test_what_is_not_finite_is_found_when_results_are_there():
     features[7, 3] = float("nan")
     results = stages.network(features, tile)
     arrays = [value.numpy() for value in results]
-    with pytest.raises(ModelError, match="mean of 1 of 4096 points is not finite"):
+    # Products of bfloat16 by AMX read the row before on to this one, times zero.
+    with pytest.raises(ModelError, match=r"mean of [12] of 4096 points is not finite"):
         stages.sorted_out(arrays, tile, {}, None)
 
 
