@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-NETWORKS = {"al": (100, 32, 2), "sige": (344, 64, 3), "1 x 3 x 64": (100, 64, 3), "1 x 2 x 128": (100, 128, 2)}
+NETWORKS = {"al": (100, 32, 2), "sige": (344, 32, 2), "1 x 3 x 64": (100, 64, 3), "1 x 2 x 128": (100, 128, 2)}
 """Name -> (features, width, hidden layers)."""
 MODES = {0: "mean", 1: "analytic", 2: "last-layer", 3: "sampled"}
 SHARED = {80: 163 * 1024, 90: 227 * 1024}

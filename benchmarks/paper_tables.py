@@ -2,7 +2,7 @@
 
 Ways: "paper" is SciPy's cKDTree with NumPy cosines and an eager float32 network of 3 x 3 x 250 (`paper_way`);
 "same" is gpurho with the same descriptors and the same network; "shipped" is gpurho with the shipped models `al` and
-`sige` (smooth descriptors, one block of 3 x 64). The weights of the paper's network are random, which changes no time.
+`sige` (smooth descriptors, one block of 2 x 32). The weights of the paper's network are random, which changes no time.
 
 One thread throughout. The figures to compare are seconds of CPU time, which hardly depend on what else the machine
 does; wall seconds stand beside them. Most are measured on a box of the grid, about one cubic cell of the crystal or a

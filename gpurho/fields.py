@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from gpurho.errors import SettingsError
@@ -158,10 +159,11 @@ class Correction:
         return result.astype(np.float32)
 
 
-class LazyField:
+class LazyField(NDArrayOperatorsMixin):
     """A three-dimensional array whose boxes are read when they are asked for.
 
-    Indexing takes whole numbers, slices and ``...`` as NumPy does; ``np.asarray(field)`` reads all of it.
+    Indexing takes whole numbers, slices and ``...`` as NumPy does; ``min``, ``max``, ``sum``, ``mean`` and ``std`` of
+    all points read a slab at a time. Arithmetic and ``np.asarray(field)`` read all of it.
     """
 
     ndim = 3
@@ -194,9 +196,44 @@ class LazyField:
         values = self[...]
         return values if dtype is None else values.astype(dtype, copy=False)
 
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        arrays = [np.asarray(x) if isinstance(x, LazyField) else x for x in inputs]
+        return getattr(ufunc, method)(*arrays, **options)
+
     def __getitem__(self, key: Any) -> NDArray[np.float32]:
         box, then = _normal_index(key, self.shape)
         return self._read(box)[then]
+
+    def __getattr__(self, name: str) -> Any:
+        if hasattr(np.ndarray, name) and not name.startswith("_"):
+            raise AttributeError(f"a field on disk has no {name!r}; read it first: np.asarray(field).{name}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _slabs(self) -> Iterator[NDArray[np.float64]]:
+        first = [*range(-self.phase[0] % self.chunks[0], self.shape[0], self.chunks[0])]
+        for start, stop in itertools.pairwise(sorted({0, *first, self.shape[0]})):
+            yield self[start:stop].astype(np.float64)
+
+    def min(self) -> float:
+        """The smallest value."""
+        return float(min(slab.min() for slab in self._slabs()))
+
+    def max(self) -> float:
+        """The largest value."""
+        return float(max(slab.max() for slab in self._slabs()))
+
+    def sum(self) -> float:
+        """The sum of all values, in float64."""
+        return math.fsum(slab.sum() for slab in self._slabs())
+
+    def mean(self) -> float:
+        """The mean of all values, in float64."""
+        return self.sum() / self.size
+
+    def std(self) -> float:
+        """The standard deviation of all values, in float64."""
+        mean = self.mean()
+        return math.sqrt(math.fsum(np.square(slab - mean).sum() for slab in self._slabs()) / self.size)
 
 
 Field = NDArray[np.float32] | LazyField

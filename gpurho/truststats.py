@@ -213,7 +213,11 @@ def fit_trust(model: DensityModel, structures: Sequence[Structure]) -> DensityMo
     if not unit > 0:
         raise ModelError("the training atoms are all alike; give structures that were shaken or strained")
     units = np.full(basis.shape[1], unit)
-    units[axes:] = np.quantile(_thin_distances(x - means[kinds], groups, axes, thin.shape[1]), EDGE)
+    thin_unit = np.quantile(_thin_distances(x - means[kinds], groups, axes, thin.shape[1]), EDGE)
+    if thin_unit > 0:
+        units[axes:] = thin_unit
+    else:  # So few atoms that most parts of them have no thin axes.
+        basis, units, thin = basis[:, :axes], units[:axes], thin[:, :0]
     shells = Surroundings.joined(around)
     statistics = TrustStatistics(
         atoms=tuple(len(k) for k in kept),

@@ -122,4 +122,5 @@ def _compiled(wanted: _Wanted) -> Any:
         return cuda.jit(**source.options)(source.make())
     # Without optimisation at link time, as `benchmarks/sass_check.py` assembles it: a kernel is one module, and CUDA 13
     # drivers refuse what CUDA 12 tools link so.
-    return cuda.jit(source.signature, lto=False, **source.options)(source.make())
+    options: dict[str, Any] = {"lto": False, **source.options}
+    return cuda.jit(source.signature, **options)(source.make())

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from gpurho.density import Density
 from gpurho.densityfile import existing_difference, open_density
-from gpurho.errors import OutputExistsError, StoreError
+from gpurho.errors import FormatError, OutputExistsError, StoreError
 from gpurho.fields import Correction
+from gpurho.formats import kind_of
 from gpurho.grid import Grid
 from gpurho.keep import Keep
 from gpurho.memorystore import MemorySink
@@ -142,6 +143,19 @@ def predict(
     return run_job(job, out, resume=resume, progress=progress)
 
 
+def _check_name(path: Path) -> None:
+    """Refuse to write HDF5 under a name that says another format."""
+    try:
+        kind = kind_of(path)
+    except FormatError:
+        return
+    if kind != "hdf5":
+        raise FormatError(
+            f"{path}: the output is HDF5, and that name says {kind}; give e.g. {path.with_name('rho.h5')}, and write"
+            " others from it: rho.write(...) (--write)"
+        )
+
+
 def run_job(job: Job, out: str | Path | None = None, *, resume: bool = True, progress: bool = True) -> Density:
     """Do a job that `settle` made; see `predict`."""
     sink: FinalSink
@@ -154,6 +168,7 @@ def run_job(job: Job, out: str | Path | None = None, *, resume: bool = True, pro
         path = Path(out)
         if path.is_dir():
             raise StoreError(f"{path} is a folder; give the name of a file, e.g. {path / 'rho.h5'}")
+        _check_name(path)
         if path.exists() and resume:
             difference = existing_difference(path, job.settings())
             if difference is None:

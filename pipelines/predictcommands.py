@@ -189,6 +189,8 @@ def _trust(options: argparse.Namespace) -> None:
     from gpurho.sources import StructureSource
     from gpurho.structure import as_structure
 
+    if options.write is not None and options.write.suffix.lower() not in (".xyz", ".extxyz"):
+        raise SettingsError(f"--write {options.write} has no room for the numbers of atoms; give a name *.xyz")
     with read_atoms(options) as atoms:
         found = trust(atoms, options.model, device=options.device, progress=True)
         print(json.dumps(found.to_dict()) if options.json else found)

@@ -18,13 +18,11 @@ from gpurho.model import DensityModel, list_models, load_model
 from gpurho.peratom import AtomCharges, per_atom
 from gpurho.pipelines.reportfacts import Rows, figure, part, real, with_error
 from gpurho.pipelines.reportpictures import UNIT
+from gpurho.pipelines.summary import SIGNIFICANT
 from gpurho.trust import KINDS, Trust
 
 MAX_SUMMED = 1e8
 """Points of a field up to which sums of atoms are found unasked: that takes a look at every point."""
-
-SIGNIFICANT = 3.0
-"""Error bars by which the number of electrons may be off before the report warns."""
 
 WHY = {
     "close": "atoms too close",

@@ -11,6 +11,9 @@ from gpurho.pipelines.settings import Job
 from gpurho.shards import folder_bytes
 from gpurho.trust import unknown
 
+SIGNIFICANT = 3.0
+"""Error bars that the predicted electrons may be away from those of the atoms."""
+
 
 def summarize(job: Job, density: Density, out: Path | None = None) -> dict[str, Any]:
     """The figures of a prediction as plain values."""
@@ -65,8 +68,13 @@ def summary_text(s: dict[str, Any]) -> str:
     if s["mean_std"] is not None:
         lines.append(f"sigma    {s['mean_std']:.3g} on average, {s['max_std']:.3g} at most, e/angstrom^3")
     lines.append(f"trust    {s['trust']['sentence']}")
+    if s["electrons_expected"] is not None and s["electrons_std"]:
+        off = abs(s["electrons_predicted"] - s["electrons_expected"]) / s["electrons_std"]
+        if off > SIGNIFICANT:
+            lines.append(f"warning  the predicted electrons are {off:.1f} error bars away from those of the atoms")
     if s["n_negative"]:
-        lines.append(f"warning  {s['n_negative']:,} points have a negative density")
+        points = "1 point has" if s["n_negative"] == 1 else f"{s['n_negative']:,} points have"
+        lines.append(f"warning  {points} a negative density")
     if s["n_outside"]:
         share = s["n_outside"] / s["n_points"]
         lines.append(f"warning  {s['n_outside']:,} points ({share:.2%}) lie outside of the training data: extrapolated")

@@ -41,6 +41,22 @@ def pair(fields):
     return Density(grid, structure, *arrays), Density(grid, structure, *(lazy(a)[0] for a in arrays))
 
 
+def test_a_field_on_disk_answers_like_an_array(fields):
+    array = fields[2]
+    field, read = lazy(array, (8, 8, 8), (3, 0, 0))
+    for name in ("min", "max", "sum", "mean", "std"):
+        assert getattr(field, name)() == pytest.approx(getattr(array.astype(np.float64), name)(), rel=1e-12)
+    slabs = {(box[0].start, box[0].stop) for box in read}
+    assert slabs == {(0, 5), (5, 13), (13, 21), (21, 24)}, "it was not read slab by slab along the chunks"
+    for mine, true in ((2 * field, 2 * array), (field - array, array - array), (field > 0.3, array > 0.3)):
+        np.testing.assert_array_equal(mine, true)
+    np.testing.assert_array_equal(np.hypot(field, field), np.hypot(array, array))
+    with pytest.raises(AttributeError, match=r"no 'argmax'; read it first: np.asarray\(field\).argmax"):
+        field.argmax()
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        field.nonsense  # noqa: B018
+
+
 def test_integrals(fields, pair):
     grid, _, mean, a, e = fields
     for rho in pair:

@@ -17,6 +17,7 @@ from predict_tools import aluminium, settings, small_model
 import gpurho
 from gpurho.errors import (
     DeviceError,
+    FormatError,
     GridError,
     ModelError,
     SettingsError,
@@ -24,6 +25,9 @@ from gpurho.errors import (
     StructureError,
     UnknownSpeciesError,
 )
+from gpurho.pipelines.predict import run_job
+from gpurho.pipelines.settings import settle
+from gpurho.pipelines.summary import summarize, summary_text
 
 
 @pytest.fixture(scope="module")
@@ -348,3 +352,21 @@ def test_a_full_device_is_one_line(model, monkeypatch):
     with pytest.raises(DeviceError, match="--tile-shape") as caught:
         gpurho.predict(aluminium(), model, grid=(8, 8, 8), **settings())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rho.cube", "CHGCAR", "rho.vti", "atoms.xyz"])
+def test_names_of_other_formats_are_refused_before_any_work(tmp_path, name):
+    with pytest.raises(FormatError, match=r"the output is HDF5, and that name says .* rho\.write") as error:
+        gpurho.predict(aluminium(), small_model(), out=tmp_path / name, **settings())
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_number_of_electrons_is_told():
+    job = settle(aluminium(), small_model(), grid=(8, 8, 8), device="cpu", precision="fp32")
+    facts = summarize(job, run_job(job, progress=False))
+    off = {**facts, "electrons_expected": 12.0, "electrons_predicted": 12.4, "electrons_std": 0.1}
+    assert "warning  the predicted electrons are 4.0 error bars away from those of the atoms" in summary_text(off)
+    for fine in ({"electrons_predicted": 12.2}, {"electrons_std": None}, {"electrons_expected": None}):
+        assert "error bars away" not in summary_text({**off, **fine})
+    assert "1 point has a negative density" in summary_text({**off, "n_negative": 1})

@@ -80,6 +80,7 @@ def test_quantum_espresso_goes_on_in_fewer_steps(tmp_path):
     structure = al4()
     cold = QeEngine().ground_state(structure, GAMMA)
     made = restart(density_of(structure, 1.02 * cold.density), tmp_path / "start", "qe", GAMMA)
+    assert not [path.name for path in (tmp_path / "start").rglob("*") if "wfc" in path.name]
     done = subprocess.run(made.command.split(), cwd=tmp_path / "start", capture_output=True, text=True, check=True)
     steps = [line for line in done.stdout.splitlines() if "convergence has been achieved in" in line]
     assert int(steps[0].split()[-2]) <= cold.iterations - 3

@@ -298,6 +298,15 @@ def test_training_data_that_say_too_little() -> None:
         fit_trust(untrained(), [structure(crystal(2)), structure(crystal(2))])
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_few_snapshots(count: int) -> None:
+    """So few atoms that parts of them have no thin axes."""
+    model = fit_trust(gpurho.load_model("al"), [structure(crystal(2, 0.1, seed=i)) for i in range(count)])
+    assert all(bool(tensor.isfinite().all()) for tensor in model.tensors.values())
+    assert gpurho.trust(crystal(2, 0.1, seed=77), model).known
+    assert gpurho.trust(crystal(2, 0.1, a=1.1 * A), model).level == "outside"
+
+
 def test_another_family_of_descriptors() -> None:
     model = fit_trust(small_model(), [structure(crystal(2, 0.05 + 0.01 * i, seed=i)) for i in range(6)])
     found = trust_of(structure(crystal(2, 0.08, seed=77)), model)
@@ -324,6 +333,9 @@ def test_predictions_keep_it_in_memory_and_in_files(tmp_path: Path) -> None:
     copy = gpurho.Density.open(tmp_path / "copy.h5").trust
     assert copy is not None
     assert copy.sentence == expected.sentence
+    write(tmp_path / "known.xyz", atoms)
+    assert main(["trust", str(tmp_path / "known.xyz"), "--write", str(tmp_path / "t.cif")]) == 1
+    assert not (tmp_path / "t.cif").exists()
     rho.write(tmp_path / "atoms.xyz")
     np.testing.assert_allclose(read(tmp_path / "atoms.xyz").arrays["trust"], expected.per_atom, rtol=1e-6)
     rho.write(tmp_path / "atoms.dump")

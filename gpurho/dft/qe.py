@@ -181,7 +181,9 @@ class QeEngine:
         control: dict[str, Value] = {**_scf(structure, settings), "startingpot": "file"}
         texts = {symbol: text for symbol, (text, _) in self.pseudos.items()}
         write_inputs(folder, structure, settings, electrons, {"electrons": control}, texts, settings.forces)
-        (folder / "pw.out").unlink()
+        # The wave functions are those of superposed atoms, and large.
+        for used in (folder / "pw.out", *folder.glob("gpurho.wfc*"), *folder.glob("gpurho.save/wfc*")):
+            used.unlink()
         upf = [folder / f"{symbol}.upf" for symbol in structure.symbols]
         return [folder / "pw.in", *upf, folder / "gpurho.save" / "charge-density.dat"]
 
