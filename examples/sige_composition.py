@@ -38,8 +38,8 @@ for share in shares:
 # %% [markdown]
 # ## What the error bars say
 #
-# Electrons: four for each atom, whatever the element, so 256. Each prediction should meet that within its error
-# bar. Epistemic sigma: least where the training data is, and it should grow to either side.
+# Electrons: four for each atom, whatever the element, so 256. Each prediction should meet that within three error
+# bars. Epistemic sigma: least where the training data is, and it should grow to either side.
 
 # %%
 print(" Ge/%   electrons (256 there are)   epistemic   aleatoric  (rms, 1e-3 e/A^3)")

@@ -292,7 +292,23 @@ def list_models(folder: str | os.PathLike[str] | None = None) -> list[ModelInfo]
 
 
 def load_model(name_or_path: str | os.PathLike[str]) -> DensityModel:
-    """A model by the name of a shipped one ("al") or by the path of its file."""
+    """A model by the name of a shipped one or by the path of its file.
+
+    Parameters
+    ----------
+    name_or_path : str or path
+        "al", "sige" (`gpurho.models` lists them), or a ``*.safetensors`` file that `train` or `calibrate` wrote; a file
+        of that name comes first.
+
+    Returns
+    -------
+    DensityModel
+
+    Raises
+    ------
+    ModelError
+        Where there is neither, or the file is damaged, of another kind or of a later version.
+    """
     path = Path(name_or_path)
     shipped = {p.stem: p for p in DATA_FOLDER.glob("*.safetensors")}
     if str(name_or_path) in shipped and not path.is_file():

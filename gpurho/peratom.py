@@ -27,6 +27,9 @@ class AtomCharges:
     `electrons_std` adds aleatoric errors as independent beyond a correlation volume, as `Density.electrons_std` does,
     and the epistemic ones as one common error, or as the weights' posterior says; `electrons_aleatoric` and
     `electrons_epistemic` are these two parts. None without uncertainty. Volumes in angstrom^3.
+
+    Borders run along grid points, which the standard deviations do not know: on a grid that does not have the crystal's
+    period, equivalent atoms differ, while ``electrons / volumes`` hardly do.
     """
 
     electrons: NDArray[np.float64]

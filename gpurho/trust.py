@@ -372,7 +372,8 @@ def _text(
         return f"atoms {shells.nearest[atoms].min():.2f} angstrom apart, trained down to {stats.nearest:.2f}"
     if kind == "open":
         what = "a surface or void" if usual - count.max() > 1 else "a vacancy or surface"
-        return f"{neighbours} neighbours for {usual:g}: {'another phase' if share > 0.5 else what}"
+        what = "another phase, a molecule, or other units" if share > 0.5 else what
+        return f"{neighbours} neighbours for {usual:g}: {what}"
     if kind == "missing":
         return f"{neighbours} neighbours for {usual:g}: a vacancy"
     if kind == "crowded":

@@ -72,9 +72,10 @@ def coarsened(density: Density, factors: int | Sequence[int]) -> Density:
     raw = raw_of(density)
     if any(n % f for n, f in zip(density.shape, blocks, strict=True)):
         near = [min(_divisors(n), key=lambda d: abs(d - f)) for n, f in zip(density.shape, blocks, strict=True)]
+        whole = " ".join(f"0 {n // f * f}" for n, f in zip(density.shape, blocks, strict=True))
         raise GridError(
             f"grid {density.shape} does not divide into blocks of {'x'.join(map(str, blocks))} points; give e.g."
-            f" {'x'.join(map(str, near))}, or first a region of multiples of them"
+            f" {'x'.join(map(str, near))}, or first a region of multiples of them (--region {whole})"
         )
     fields = [_block_means(field, blocks, root=name != "mean") for name, field in raw.items()]
     return made_of(density, coarse_grid(density.grid, blocks), fields)

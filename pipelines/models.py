@@ -9,7 +9,14 @@ if TYPE_CHECKING:
 
 
 def models() -> list[ModelInfo]:
-    """The shipped models, by name: each has ``name``, ``path`` and ``spec``."""
+    """The shipped models.
+
+    Returns
+    -------
+    list of ModelInfo
+        By name: each has ``name``, for `load_model` and `predict`, ``path``, and ``spec`` with species, descriptors,
+        network and the figures of the test.
+    """
     from gpurho.model import list_models
 
     return list_models()

@@ -41,7 +41,17 @@ SOURCE_ATOM_BYTES = 70
 
 @dataclass(frozen=True)
 class Plan:
-    """The cost of a prediction. Bytes are of the output before and after compression; memory is that of the host."""
+    """The cost of a prediction.
+
+    Attributes
+    ----------
+    electrons : valence electrons of the atoms
+    spacing : steps of the grid along each axis, angstrom
+    grid_shape, tile_shape, n_points, n_tiles : points of the grid, in tiles
+    memory_bytes : of the host
+    field_bytes, file_bytes : of the output before and after compression
+    points_per_second, feature_seconds, network_seconds, seconds : as timed here on these atoms, one device
+    """
 
     n_atoms: int
     electrons: float

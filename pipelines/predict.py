@@ -238,7 +238,19 @@ def _short(value: Any) -> str:
 
 
 def region_of(grid: Grid, low: Sequence[float], high: Sequence[float]) -> tuple[tuple[int, int], ...]:
-    """The box of grid points with fractional coordinates from `low` up to `high` (exclusive), for ``region=``."""
+    """A box of grid points by fractional coordinates, for ``region=``.
+
+    Parameters
+    ----------
+    grid : Grid
+    low, high : 3 floats
+        Along each cell vector, from `low` up to `high`, exclusive; what lies beyond the cell is cut off.
+
+    Returns
+    -------
+    three pairs of int
+        First point and the one after the last along each axis.
+    """
     import math
 
     box = []

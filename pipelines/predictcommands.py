@@ -51,7 +51,7 @@ def _job_arguments(parser: argparse.ArgumentParser, nargs: str | None = None) ->
     _structure_arguments(parser, nargs)
     parser.add_argument("--device", help="cpu or cuda[:n] (default: the GPU where there is one)")
     parser.add_argument("--devices", type=int, metavar="N", help="so many GPUs, or with --device cpu processes")
-    parser.add_argument("--spacing", type=float, metavar="ANGSTROM", help="largest step of the grid")
+    parser.add_argument("--spacing", type=float, metavar="ANGSTROM", help="largest step of the grid (0.2)")
     parser.add_argument("--grid", type=int, nargs=3, metavar=("NX", "NY", "NZ"), help="shape of the grid instead")
     parser.add_argument("--uncertainty", default="analytic", choices=("analytic", "last-layer", "sampled", "none"))
     parser.add_argument("--samples", type=int, default=30, metavar="N", help="weight samples of 'sampled' (30)")
