@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,6 +172,11 @@ def plot(density: Density, path: str | Path | None = None, kind: str = "slice", 
     """
     if kind not in KINDS:
         raise SettingsError(f"picture {kind!r} is not known; give one of {', '.join(KINDS)}")
+    _, *parameters = inspect.signature(KINDS[kind]).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if missing := [name for name in needed if name not in options]:
+        given = ", ".join(f"{name}=..." for name in missing)
+        raise SettingsError(f"picture {kind!r} needs {' and '.join(missing)}; give plot(..., {given})")
     return KINDS[kind](density, path=path, **options)
 
 

@@ -190,8 +190,8 @@ def trust_of(density: Density, model: str | Path | DensityModel | None) -> tuple
     trust = density.trust if found is None else judged(density.structure, found)
     if trust is None:
         return None, (
-            "How far the structure is from the model's training data is not known: the model is not at hand. gpurho"
-            " report --model FILE gives it."
+            "How far the structure is from the model's training data is not known: the density does not say it. gpurho"
+            " report --model FILE gives it, where the model has statistics of them (gpurho calibrate adds them)."
         )
     if trust.known:
         return trust, ""

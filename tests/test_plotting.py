@@ -310,6 +310,8 @@ def test_any_normal_and_beyond_the_field(density):
         ({"column": "triple"}, "'single', 'double'"),
         ({"limits": {"mean": (1.0, 0.0)}}, "lower and upper end"),
         ({"kind": "movie"}, "'movie'"),
+        ({"kind": "error"}, r"'error' needs reference; give plot\(\.\.\., reference=\.\.\.\)"),
+        ({"kind": "line"}, r"'line' needs a and b; give plot\(\.\.\., a=\.\.\., b=\.\.\.\)"),
         ({"dpi": 0}, "20 to 2400"),
     ],
 )
