@@ -38,6 +38,10 @@ lattice() { # NAME REPEAT: perfect aluminium at seven lattice parameters
 }
 
 make_al32() { al32_structures && labels al32 $X/al32.xyz; }
+make_al32_dense() { # The test snapshots of `gpurho train al32.h5`
+    al32_structures && labels al32_dense --kmesh 3 3 3 --k-shift 0.25 0.25 0.25 --start al \
+        $X/al32.xyz@{1,5,10,13,17,21,25,30,33,37,41,45,50,53,57}
+}
 make_al32_gamma() { al32_structures && labels al32_gamma --gamma $X/al32.xyz; }
 make_al_strained() {
     cell al32m strained Al --a 4.05 --repeat 2 2 2 --strain -0.05 && snapshots al32m 3 3 315 1866 95 al-strained
@@ -77,7 +81,7 @@ make_al_lattice108() { lattice al108 3 && labels al_lattice108 $X/al108_a*.start
 make_sige216_gamma() { sige216_structures && labels sige216_gamma --gamma $X/sige216.xyz; }
 make_sige216() { sige216_structures && labels sige216 --start sige $X/sige216.xyz@:3; }
 
-all=(al32 al32_gamma al_strained al_lattice al108 al_vacancies sige64 sige64_compositions sige_vacancies sige64_gamma
+all=(al32 al32_dense al32_gamma al_strained al_lattice al108 al_vacancies sige64 sige64_compositions sige_vacancies sige64_gamma
     al108_gamma al256 al_lattice108 sige216_gamma sige216)
 failed=()
 for name in "${@:-${all[@]}}"; do
