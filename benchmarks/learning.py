@@ -47,6 +47,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "smooth, delta": {},
     "smooth, delta, channels not learned": {"contraction": None},
     "smooth, delta, cutoff 5": {"cutoff": 5.0},
+    "smooth, delta, cutoff 7.5": {"cutoff": 7.5, "n_radial": 18},
 }
 SIZES: dict[str, dict[str, Any]] = {
     "linear": {"blocks": 0},
