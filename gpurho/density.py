@@ -394,8 +394,8 @@ class Density:
     def write(self, path: str | Path, field: str = "mean") -> Path:
         """Write to a file; the name says the format: `gpurho.formats`, and ``*.xyz`` or ``*.dump`` for sums of atoms.
 
-        `field` is "mean", "aleatoric", "epistemic" or "std"; HDF5 and vti take all of them. It is read in slabs. A file of
-        that name is replaced, once the new one is whole.
+        `field` is "mean", "aleatoric", "epistemic" or "std"; HDF5 and vti take all of them. It is read in slabs. A file
+        of that name is replaced, once the new one is whole.
         """
         return cast(Path, _upper("gpurho.formats", "write_density")(self, path, field))
 
