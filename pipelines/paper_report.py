@@ -116,9 +116,9 @@ def _lattice(rows: Sequence[LatticeRow]) -> str:
         return ""
     head = (
         "<thead><tr><th class='text' rowspan='2'>Al supercell</th><th class='text' rowspan='2'>ours</th>"
-        "<th class='group' colspan='3'>lattice parameter, Bohr: prediction (DFT)</th>"
-        "<th class='group' colspan='3'>bulk modulus, GPa: prediction (DFT)</th></tr><tr>"
-        + "<th class='group'>ours</th><th>paper</th><th>target, difference</th>" * 2
+        "<th class='group' colspan='3'>lattice parameter, Bohr: prediction (DFT), difference</th>"
+        "<th class='group' colspan='3'>bulk modulus, GPa: prediction (DFT), difference</th></tr><tr>"
+        + "<th class='group'>ours</th><th>paper</th><th>target</th>" * 2
         + "</tr></thead>"
     )
     lines = []
@@ -129,11 +129,11 @@ def _lattice(rows: Sequence[LatticeRow]) -> str:
             state = ""
             if row.differences is not None:
                 m, d = row.ours["model"][k], row.ours["dft"][k]
-                ours = f"{m:.{digits}f} ({d:.{digits}f}), {row.differences[k]:.3%}"
+                ours = f"{m:.{digits}f} ({d:.{digits}f})<br>{row.differences[k]:.3%}"
                 state = " yes" if row.differences[k] <= row.targets[k] else " no"
             m, d = row.paper["model"][k], row.paper["dft"][k]
             cells += f"<td class='first ours{state}'>{ours}</td>"
-            cells += f"<td class='other'>{m:.{digits}f} ({d:.{digits}f}), {row.paper_differences[k]:.3%}</td>"
+            cells += f"<td class='other'>{m:.{digits}f} ({d:.{digits}f})<br>{row.paper_differences[k]:.3%}</td>"
             cells += f"<td class='other'>{row.targets[k]:.2%}</td>"
         lines.append(f"<tr>{_text(f'{row.repeat} x {row.repeat} x {row.repeat}')}{_text(row.our_case)}{cells}</tr>")
     return f"<h3>Table VI: equation of state</h3><table>{head}<tbody>{''.join(lines)}</tbody></table>"
