@@ -387,6 +387,7 @@ def main(arguments: list[str] | None = None) -> int:
         record("agreement", name, lambda name=name: agreement(name))  # type: ignore[misc]
     rows = {executor: [slab_row(n, t, executor) for n, t in SLABS[executor]] for executor in SLABS}
     record("slab", *rows["script"].pop(0))
+    record("tests", "gpu", lambda: run_tests(min(240.0, options.seconds / 2)))
     for name in ("Al rattled", "Al rattled, smooth", "SiGe alloy", "SiGe alloy, smooth", "Al perfect"):
         for spacing, edge in ((0.2117, 64), (0.2117, 128), (0.3, 64), (0.5, 64)):
             label = f"{name}, {spacing} angstrom, {edge}^3"
@@ -395,7 +396,6 @@ def main(arguments: list[str] | None = None) -> int:
         record("predict", *prediction_row(uncertainty, precision, "script"))
     for row in rows["script"]:
         record("slab", *row)
-    record("tests", "gpu", lambda: run_tests(min(240.0, max(60.0, deadline - time.monotonic()))))
     for name, kind in (("al", "analytic"), ("al", None), ("sige", "analytic"), ("sige", None), ("al", "sampled")):
         record("network", f"{name}, uncertainty {kind}", lambda m=name, k=kind: network_rates(m, k))  # type: ignore[misc]
     for row in rows["fused"]:

@@ -62,9 +62,8 @@ def get(group: Any, name: str) -> Any:
     """
     dataset = array_of(group, name)
     values = dataset[()]
-    wanted = dataset.attrs.get(ATTRIBUTE)
-    if wanted is not None and not (isinstance(wanted, np.integer) and int(wanted) == _sum(values)):
-        raise OSError(f"{dataset.name} does not match its checksum")
+    if ATTRIBUTE in dataset.attrs:
+        _compare(dataset, _sum(values))
     return values
 
 
@@ -78,8 +77,13 @@ def get_pieces(dataset: Any, rows: int) -> Iterator[Any]:
         values = dataset[first : first + rows]
         crc = _sum(values, crc)
         yield values
-    wanted = dataset.attrs.get(ATTRIBUTE)
-    if wanted is not None and not (isinstance(wanted, np.integer) and int(wanted) == crc):
+    if ATTRIBUTE in dataset.attrs:
+        _compare(dataset, crc)
+
+
+def _compare(dataset: Any, crc: int) -> None:
+    wanted = dataset.attrs[ATTRIBUTE]
+    if not (isinstance(wanted, np.integer) and int(wanted) == crc):
         raise OSError(f"{dataset.name} does not match its checksum")
 
 

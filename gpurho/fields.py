@@ -163,7 +163,7 @@ class LazyField(NDArrayOperatorsMixin):
     """A three-dimensional array whose boxes are read when they are asked for.
 
     Indexing takes whole numbers, slices and ``...`` as NumPy does; ``min``, ``max``, ``sum``, ``mean`` and ``std`` of
-    all points read a slab at a time. Arithmetic and ``np.asarray(field)`` read all of it.
+    all points read a chunk at a time. Arithmetic and ``np.asarray(field)`` read all of it.
     """
 
     ndim = 3
@@ -209,22 +209,20 @@ class LazyField(NDArrayOperatorsMixin):
             raise AttributeError(f"a field on disk has no {name!r}; read it first: np.asarray(field).{name}")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def _slabs(self) -> Iterator[NDArray[np.float64]]:
-        first = [*range(-self.phase[0] % self.chunks[0], self.shape[0], self.chunks[0])]
-        for start, stop in itertools.pairwise(sorted({0, *first, self.shape[0]})):
-            yield self[start:stop].astype(np.float64)
+    def _parts(self) -> Iterator[NDArray[np.float64]]:
+        return (self[box].astype(np.float64) for box in blocks(self))
 
     def min(self) -> float:
         """The smallest value."""
-        return float(min(slab.min() for slab in self._slabs()))
+        return float(min(part.min() for part in self._parts()))
 
     def max(self) -> float:
         """The largest value."""
-        return float(max(slab.max() for slab in self._slabs()))
+        return float(max(part.max() for part in self._parts()))
 
     def sum(self) -> float:
         """The sum of all values, in float64."""
-        return math.fsum(slab.sum() for slab in self._slabs())
+        return math.fsum(part.sum() for part in self._parts())
 
     def mean(self) -> float:
         """The mean of all values, in float64."""
@@ -233,7 +231,7 @@ class LazyField(NDArrayOperatorsMixin):
     def std(self) -> float:
         """The standard deviation of all values, in float64."""
         mean = self.mean()
-        return math.sqrt(math.fsum(np.square(slab - mean).sum() for slab in self._slabs()) / self.size)
+        return math.sqrt(math.fsum(np.square(part - mean).sum() for part in self._parts()) / self.size)
 
 
 Field = NDArray[np.float32] | LazyField

@@ -128,6 +128,8 @@ class StructureSource:
             with opened(source) as file:
                 seek_frame(file, source, frame)
                 header, columns = read_dump_header(file, source)
+                if header.n_atoms == 0:
+                    raise FormatError(f"{path} has no atoms in frame {frame}; give another one, e.g. {path}@0")
                 return cls.from_chunks(header, dump_chunks(file, source, header, columns, elements), folder)
         except (OSError, EOFError, zlib.error) as error:
             raise FormatError(f"{path} cannot be read: {str(error).splitlines()[0]}; check the file") from None

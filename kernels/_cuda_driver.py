@@ -7,10 +7,9 @@ int32: n_capped, n_tied, n_exact, then the batches in each class, and last the m
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -105,27 +104,6 @@ def no_room(n_points: int) -> DeviceError:
     return DeviceError(f"the GPU's memory does not hold the descriptors of {n_points} points; use smaller tiles")
 
 
-class _NoRoom(Exception):
-    """The device has no memory left."""
-
-
-@contextlib.contextmanager
-def _no_room() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if "OUT_OF_MEMORY" in str(error):
-            raise _NoRoom from error
-        raise
-
-
-def _release_cached() -> None:
-    if not SIMULATOR:
-        import torch
-
-        torch.cuda.empty_cache()
-
-
 def begun(launch: Callable[[int], Any], n_points: int) -> Any:
     """``launch(device)`` for the number of the current device; memory that does not suffice is a `DeviceError`."""
     require_cuda()
@@ -133,15 +111,22 @@ def begun(launch: Callable[[int], Any], n_points: int) -> Any:
     with warnings.catch_warnings():
         # Numba warns about small grids, which tiles of few points rightly have.
         warnings.filterwarnings("ignore", message=".*[Gg]rid size.*")
-        with contextlib.suppress(_NoRoom), _no_room():
-            return launch(device)
-        # torch keeps memory that it has freed, and Numba cannot take it from there.
-        _release_cached()
         try:
-            with _no_room():
-                return launch(device)
-        except _NoRoom as error:
-            raise no_room(n_points) from error.__cause__
+            return launch(device)
+        except Exception as error:
+            if "OUT_OF_MEMORY" not in str(error):
+                raise
+        # torch keeps memory that it has freed, and Numba cannot take it from there.
+        if not SIMULATOR:
+            import torch
+
+            torch.cuda.empty_cache()
+        try:
+            return launch(device)
+        except Exception as error:
+            if "OUT_OF_MEMORY" in str(error):
+                raise no_room(n_points) from error
+            raise
 
 
 def finished(

@@ -248,15 +248,15 @@ class CudaFeatures:
         self._neighbors: Any = None
         if neighbors is not None:
             self._neighbors = NeighborArrays(
-                *(self._upload(x, True) for x in (neighbors.start, neighbors.vectors, neighbors.distances)),
-                self._upload(neighbors.bonds, True),
-                self._upload(neighbors.tied, True),
+                *(self._upload(x, kept=True) for x in (neighbors.start, neighbors.vectors, neighbors.distances)),
+                self._upload(neighbors.bonds, kept=True),
+                self._upload(neighbors.tied, kept=True),
             )
         self._workspaces: dict[int, Workspace] = {}
         self._batches: dict[int, tuple[Batches, Batches]] = {}
         self._mesh: tuple[Any, Any] | None = None
 
-    def _upload(self, array: Any, kept: bool = False) -> Any:
+    def _upload(self, array: Any, *, kept: bool = False) -> Any:
         """The array as a tensor on the device; a tensor that is there stays itself.
 
         What is `kept` serves later work on any stream, which no copy on the current one would wait for: it is there
@@ -280,7 +280,7 @@ class CudaFeatures:
         if kept is None:
             if len(self._batches) >= 8:
                 self._batches.pop(next(iter(self._batches)))
-            there = Batches(*(self._upload(x, True) for x in (batches.order, batches.start, batches.block_start)))
+            there = Batches(*(self._upload(x, kept=True) for x in (batches.order, batches.start, batches.block_start)))
             kept = self._batches[id(batches)] = batches, there
         return kept[1]
 

@@ -120,6 +120,8 @@ def test_frames_by_number_and_empty_ones(tmp_path):
     for name, count in (("a.dump@1", N), ("a.dump@-2", N), ("a.dump", 7)):
         with structure_source(tmp_path / name, SPECIES, tmp_path) as source:
             assert len(source) == count
+    with pytest.raises(FormatError, match="no atoms in frame 0; give another"):
+        structure_source(tmp_path / "a.dump@0", SPECIES, tmp_path)
     with pytest.raises(FormatError, match="3 frames and no frame 3"):
         structure_source(tmp_path / "a.dump@3", SPECIES, tmp_path)
 
