@@ -1,22 +1,26 @@
-"""What runs a model's network: TorchScript, or one kernel (`gpurho.fused`)."""
+"""What runs a model's network: TorchScript, or one kernel (`gpurho.fused`, on CPUs `gpurho.hostnet`)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gpurho.errors import SettingsError
+from gpurho.errors import ModelError, SettingsError
 from gpurho.export import frozen
+from gpurho.networkcheck import POINTS, check_network
 from gpurho.scriptnet import CUDA_BATCH, BatchedNetwork, Inputs, SampledNetwork, ScriptNetwork, cpu_batch
 
 if TYPE_CHECKING:
     from gpurho.fused import FusedNetwork
+    from gpurho.hostnet import HostNetwork
     from gpurho.model import DensityModel
+    from gpurho.prediction import PredictionNetwork
 
-KEPT_FROZEN = 4
-"""Sets of frozen networks that are kept, the last ones used."""
-_FROZEN: dict[tuple[Any, ...], list[Any]] = {}
+MOST_KEPT = 4
+"""Networks that are kept, the last ones used."""
+_KEPT: dict[tuple[Any, ...], Any] = {}
 # TorchScript never gives back what freezing and running a network takes, half a MiB each time, so that a process which
 # predicts again and again has to use the same one.
 
@@ -49,15 +53,49 @@ def fused_network(
     uncertainty: str | None,
     samples: int = 0,
     seed: int = 0,
+) -> FusedNetwork | HostNetwork:
+    """The network of a model in one kernel, compared with the reference in float32."""
+    make = host_network if where.type == "cpu" else triton_network
+    return make(model, where, precision, uncertainty, samples, seed)
+
+
+def triton_network(
+    model: DensityModel, where: torch.device, precision: str, uncertainty: str | None, samples: int, seed: int
 ) -> FusedNetwork:
-    """The network of a model as one kernel, compared with TorchScript in float32."""
+    """That of a GPU."""
     from gpurho.fused import FusedNetwork
 
-    networks = [model.prediction_network(torch.float32, uncertainty)]
-    networks += [model.prediction_network(torch.float32, None, model.drawn(seed, i)) for i in range(samples)]
-    fused = FusedNetwork(networks, _inputs(model, where), precision, uncertainty is not None)
-    fused.check(script_network(model, where, "fp32", uncertainty, samples, seed))
+    inputs, networks = _inputs(model, where), _networks(model, uncertainty, samples, seed)
+    fused = FusedNetwork(networks, inputs, precision, uncertainty is not None)
+    reference = script_network(model, where, "fp32", uncertainty, samples, seed)
+    check_network(fused, reference, inputs, precision, networks[0].analytic or networks[0].last_layer)
     return fused
+
+
+def host_network(
+    model: DensityModel, where: torch.device, precision: str, uncertainty: str | None, samples: int, seed: int
+) -> HostNetwork:
+    """That of a CPU; the same one again for the same model and settings."""
+    from gpurho.hostnet import HostNetwork
+
+    def make() -> HostNetwork:
+        inputs, networks = _inputs(model, where), _networks(model, uncertainty, samples, seed)
+        fused = HostNetwork(networks, inputs, precision, uncertainty is not None)
+        # Not frozen, which would take longer than all else here.
+        true = BatchedNetwork(networks[0], inputs, torch.float32, uncertainty is not None, POINTS)
+        reference = ScriptNetwork([true], inputs, uncertainty is not None, POINTS)
+        check_network(fused, reference, inputs, precision, networks[0].analytic or networks[0].last_layer)
+        return fused
+
+    if model.spec.network.n_hidden == 0:
+        raise ModelError("a network without hidden layers has nothing to fuse; give executor='script'")
+    return _kept(("fused", *_key(model, where, precision, uncertainty, samples, seed)), make)
+
+
+def _networks(model: DensityModel, uncertainty: str | None, samples: int, seed: int) -> list[PredictionNetwork]:
+    """In float32: that of the posterior means, then those of drawn weights."""
+    networks = [model.prediction_network(torch.float32, uncertainty)]
+    return networks + [model.prediction_network(torch.float32, None, model.drawn(seed, i)) for i in range(samples)]
 
 
 def _inputs(model: DensityModel, where: torch.device) -> Inputs:
@@ -74,16 +112,29 @@ def _frozen(
     inputs: Inputs, batch_size: int,
 ) -> list[Any]:  # fmt: skip
     """The network, and those of drawn weights, frozen; the same ones again for the same model and settings."""
-    key = (model.fingerprint(), str(where), dtype, uncertainty, samples, seed if samples else 0, batch_size)
-    networks = _FROZEN.pop(key, None)
-    if networks is None:
+
+    def make() -> list[Any]:
         fused = where.type == "cpu" and dtype == torch.bfloat16  # measured: a tenth of the time; in float32 less
         network = model.prediction_network(dtype, uncertainty, fused=fused)
         networks = [frozen(BatchedNetwork(network, inputs, dtype, uncertainty is not None, batch_size), where)]
         for index in range(samples):
             drawn = model.prediction_network(dtype, None, model.drawn(seed, index), fused)
             networks.append(frozen(SampledNetwork(drawn), where))
-    _FROZEN[key] = networks
-    while len(_FROZEN) > KEPT_FROZEN:
-        _FROZEN.pop(next(iter(_FROZEN)), None)
-    return networks
+        return networks
+
+    return _kept((*_key(model, where, str(dtype), uncertainty, samples, seed), batch_size), make)
+
+
+def _key(
+    model: DensityModel, where: torch.device, precision: str, uncertainty: str | None, samples: int, seed: int
+) -> tuple[Any, ...]:
+    return model.fingerprint(), str(where), precision, uncertainty, samples, seed if samples else 0
+
+
+def _kept(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """What `make` made for this key, if that is not long ago."""
+    found = _KEPT.pop(key, None)
+    _KEPT[key] = make() if found is None else found
+    while len(_KEPT) > MOST_KEPT:
+        _KEPT.pop(next(iter(_KEPT)), None)
+    return _KEPT[key]

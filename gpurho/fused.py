@@ -30,10 +30,6 @@ MOST_KEPT = 256
 """Units of all hidden layers together that the analytic variance keeps in registers on its way there and back."""
 LEAST_CAPABILITY = 8
 """Triton compiles for A100 and newer."""
-BOUNDS = {"fp32": 2e-5, "bf16": 0.02}
-"""Root mean square difference from the reference in float32 that passes, by precision: of the density in units of the
-target's standard deviation, of the epistemic sigma in units of its own mean. bf16 of the reference strays as far."""
-CHECK_POINTS = 1024
 
 
 class _Weights(NamedTuple):
@@ -154,33 +150,6 @@ class FusedNetwork:
             squares.addcmul_(difference, difference)
         count = float(len(self._weights) - 1)
         return (squares / count - (total / count).square()).clamp_(min=0.0)
-
-    def check(self, reference: Any) -> dict[str, float]:
-        """Compare with a reference in float32 on points within the training domain; returns the differences.
-
-        Raises
-        ------
-        DeviceError
-            Where they exceed `BOUNDS`.
-        """
-        inputs = self._inputs
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn((CHECK_POINTS, inputs.n_features), generator=generator).to(self.device)
-        features = ((x.clamp(inputs.low, inputs.high) - inputs.shift) / inputs.slope).contiguous()
-        with torch.inference_mode():
-            mine, true = self(features), reference(features)
-        found = {"density": float((mine.density - true.density).square().mean().sqrt())}
-        # The spread of samples is that of the densities compared here, and of their roundings' differences.
-        if self._mode and mine.variance is not None and true.variance is not None:
-            sigma, exact = mine.variance.sqrt(), true.variance.sqrt()
-            found["epistemic"] = float((sigma - exact).square().mean().sqrt() / exact.mean())
-        for name, value in found.items():
-            if not value <= BOUNDS[self.precision]:
-                raise DeviceError(
-                    f"the fused network strays from the reference by {value:.2g} ({name}, {self.precision}; at most"
-                    f" {BOUNDS[self.precision]:g} passes); give executor='script'"
-                )
-        return found
 
 
 def block(width: int, mode: int) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from gpurho.tensorfiles import check_metadata, check_tensors, tensor_file
 
 if TYPE_CHECKING:
     from gpurho.fused import FusedNetwork
+    from gpurho.hostnet import HostNetwork
     from gpurho.scriptnet import ScriptNetwork
 
 METADATA_KEY = "gpurho"
@@ -178,24 +179,27 @@ class DensityModel:
         samples: int = 30,
         seed: int = 0,
         batch_size: int | None = None,
-        executor: str = "script",
+        executor: str = "auto",
     ) -> Evaluator:
         """The fast path from features to densities; see `gpurho.evaluator.Evaluator`.
 
-        `executor` is "script" (TorchScript, in batches of `batch_size` points) or "fused" (`gpurho.fused`).
+        `executor` is "script" (TorchScript, in batches of `batch_size` points), "fused" (one kernel: `gpurho.hostnet`
+        on CPUs, `gpurho.fused` on GPUs) or "auto": "fused" on CPUs, unless `batch_size` is given.
         """
-        from gpurho.evaluator import check_executor, check_uncertainty, resolve_device, resolve_precision
+        from gpurho.evaluator import check_uncertainty, resolve_device, resolve_executor, resolve_precision
 
         where = resolve_device(device)
         resolved = resolve_precision(precision, where)
         check_uncertainty(uncertainty, samples)
-        check_executor(executor)
+        if executor == "auto" and batch_size is not None:
+            executor = "script"
+        executor = resolve_executor(executor, where.type, self.spec.network.n_hidden)
         if self.spec.network.n_hidden == 0:
             resolved = "fp32"  # the output layer, which is all there is, runs in float32
         samples = samples if uncertainty == "sampled" else 0
         from gpurho.executors import fused_network, script_network
 
-        network: ScriptNetwork | FusedNetwork
+        network: ScriptNetwork | FusedNetwork | HostNetwork
         if executor == "fused":
             network = fused_network(self, where, resolved, uncertainty, samples, seed)
         else:

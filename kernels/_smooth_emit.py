@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils
+from numba import types
+from numba.core import cgutils, errors
 
 FLAGS = ("contract", "nnan", "ninf", "nsz", "arcp")
 """A multiplication and an addition may become one instruction; the order of the operations stays."""
@@ -25,6 +26,8 @@ I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 class Value:
     """A float32, or a vector of them, of LLVM code under construction."""
 
+    flags = FLAGS
+
     def __init__(self, builder: Any, value: Any) -> None:
         self.builder, self.value = builder, value
 
@@ -35,7 +38,7 @@ class Value:
 
     def _operate(self, name: str, left: Any, right: Any) -> Value:
         pair = [x.value if isinstance(x, Value) else self.constant(x) for x in (left, right)]
-        return type(self)(self.builder, getattr(self.builder, name)(*pair, flags=FLAGS))
+        return type(self)(self.builder, getattr(self.builder, name)(*pair, flags=self.flags))
 
     def __add__(self, other: Any) -> Value:
         return self._operate("fadd", self, other)
@@ -65,12 +68,12 @@ class Value:
     def _call(self, name: str) -> Value:
         kind = self.value.type
         function = cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(kind, [kind]), name)
-        return type(self)(self.builder, self.builder.call(function, [self.value], fastmath=FLAGS))
+        return type(self)(self.builder, self.builder.call(function, [self.value], fastmath=self.flags))
 
     def smaller(self, number: float) -> Value:
         """The smaller of this and a constant."""
         limit = self.constant(number)
-        less = self.builder.fcmp_ordered("<", self.value, limit, flags=FLAGS)
+        less = self.builder.fcmp_ordered("<", self.value, limit, flags=self.flags)
         return type(self)(self.builder, self.builder.select(less, self.value, limit))
 
 
@@ -112,3 +115,10 @@ def groups(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
     n = -(-len(items) // most) if items else 0
     ends = [len(items) * i // n for i in range(n + 1)] if n else [0]
     return [items[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def literals(values: Sequence[Any]) -> list[int]:
+    """The numbers of an intrinsic's arguments that have to be constants."""
+    if not all(isinstance(v, types.IntegerLiteral) for v in values):
+        raise errors.RequireLiteralValue("sizes, kinds and flags must be constants")
+    return [v.literal_value for v in values]

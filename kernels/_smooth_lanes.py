@@ -10,11 +10,10 @@ from typing import Any
 
 from llvmlite import binding, ir
 from numba import types
-from numba.core import errors
 from numba.extending import intrinsic
 
 from gpurho.kernels import _smooth_formulas as formulas
-from gpurho.kernels._smooth_emit import F32, I32, I64, WORD, Sums, Value, groups, loop
+from gpurho.kernels._smooth_emit import F32, I32, I64, WORD, Sums, Value, groups, literals, loop
 
 _FEATURES = binding.get_host_cpu_features()
 W = 16 if _FEATURES.get("avx512f") else 8
@@ -31,12 +30,6 @@ ROW_BYTES = W * WORD
 ATOM_BYTES = 4 * WORD
 DIRECTION_ROWS = 4
 """Rows of an atom's terms before those of its channels: the damped direction and its squared length."""
-
-
-def _literals(values: tuple[Any, ...]) -> list[int]:
-    if not all(isinstance(v, types.IntegerLiteral) for v in values):
-        raise errors.RequireLiteralValue("sizes must be constants")
-    return [v.literal_value for v in values]
 
 
 def _pointer(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
@@ -79,7 +72,7 @@ def project(
     OUTPUT, degree by degree; `matrix` (n_basis, n_radial), read where `contracted` is 1.
     `inverse_square` (of the cutoff) and `damping` are float32 in that unit.
     """
-    radial, basis, degree, dense = _literals((n_radial, n_basis, l_max, contracted))
+    radial, basis, degree, dense = literals((n_radial, n_basis, l_max, contracted))
     if degree == 0:
         basis = 0
     n_harmonics = (degree + 1) ** 2 - 1
@@ -175,7 +168,7 @@ def multiply(typing_context, projections, table, n_channels, l_max):
     Addresses: `projections` (n_channels, n_harmonics, W); `table` (n_pairs * l_max, W) OUTPUT: for each pair of
     channels the products of degree 1 to l_max.
     """
-    channels, degrees = _literals((n_channels, l_max))
+    channels, degrees = literals((n_channels, l_max))
     n_harmonics = (degrees + 1) ** 2 - 1
     signature = types.void(types.uintp, types.uintp, n_channels, l_max)
     start = [a * channels - a * (a - 1) // 2 - a for a in range(channels)]  # of the pairs (a, b) less b
@@ -212,7 +205,7 @@ def write_rows(typing_context, table, rows, n_columns):
     `table` is the address of (n_columns, W) numbers, `rows` that of (W,) uint64, the addresses of the points' rows
     (OUTPUT); lanes of the same point hold the same numbers. There are at least `W` columns.
     """
-    (columns,) = _literals((n_columns,))
+    (columns,) = literals((n_columns,))
     signature = types.void(types.uintp, types.uintp, n_columns)
 
     def generate(context, builder, signature, arguments):

@@ -52,7 +52,7 @@ def predict(
     out: str | Path | None = None,
     resume: bool = True,
     precision: str = "auto",
-    executor: str = "script",
+    executor: str = "auto",
     progress: bool = True,
     tile_shape: Sequence[int] | None = None,
     keep: Keep | str | Sequence[str] | None = None,
@@ -94,8 +94,9 @@ def predict(
     resume : bool
         False starts again and replaces what is at `out`.
     precision : "auto", "bf16" or "fp32"
-    executor : "script" or "fused"
-        The network by TorchScript, or on a GPU as one Triton kernel (`gpurho.fused`), which is not measured yet.
+    executor : "auto", "script" or "fused"
+        The network by TorchScript, or in one kernel: on CPUs `gpurho.hostnet`, which "auto" takes there, on GPUs one
+        of Triton (`gpurho.fused`), which is not measured yet.
     progress : bool
         A progress bar, if standard error is a terminal.
     tile_shape : 3 ints

@@ -61,7 +61,7 @@ def _job_arguments(parser: argparse.ArgumentParser, nargs: str | None = None) ->
         "--region", type=int, nargs=6, metavar=("I0", "I1", "J0", "J1", "K0", "K1"), help="only this box of grid points"
     )
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
-    parser.add_argument("--executor", default="script", choices=("script", "fused"), help="what runs the network")
+    parser.add_argument("--executor", default="auto", choices=("auto", "script", "fused"), help="what runs the network")
     parser.add_argument(
         "--keep",
         action="append",

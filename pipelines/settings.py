@@ -33,7 +33,7 @@ DEFAULT_SPACING = 0.2
 """Mesh spacing in angstrom when none is asked for."""
 
 MAX_TILE_POINTS = 1 << 24
-EXECUTORS = ("script", "fused")
+EXECUTORS = ("auto", "script", "fused")
 UNCERTAINTIES = ("analytic", "last-layer", "sampled", None)
 CONSERVATIONS = ("uniform", "uncertainty", None)
 
@@ -136,7 +136,7 @@ def settle(
     conserve: str | None = None,
     region: Sequence[Sequence[int]] | None = None,
     precision: str = "auto",
-    executor: str = "script",
+    executor: str = "auto",
     tile_shape: Sequence[int] | None = None,
     keep: Keep | str | Sequence[str] | None = None,
 ) -> Job:
@@ -196,8 +196,14 @@ def settle(
         devices=1 if devices is None else int(devices),
         client=client,
         keep=parts,
-        executor=executor,
+        executor=_resolve_executor(executor, where, found),
     )
+
+
+def _resolve_executor(executor: str, device: str, model: DensityModel) -> str:
+    from gpurho.evaluator import resolve_executor
+
+    return resolve_executor(executor, device.split(":")[0], model.spec.network.n_hidden)
 
 
 def _check_devices(devices: int | None, client: Any, device: str | None) -> None:

@@ -35,6 +35,8 @@ LAYERS = [
         "scriptnet",
         "executors",
         "fused",
+        "hostnet",
+        "networkcheck",
         "modelspec",
         "truststats",
         "prediction",

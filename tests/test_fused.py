@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpurho import fused
+from gpurho import executors, fused, networkcheck
 from gpurho.descriptors import DescriptorSpec
 from gpurho.errors import DeviceError, MissingDependencyError, ModelError, SettingsError
 from gpurho.layers import DensityNetwork, NetworkSpec
@@ -89,6 +89,7 @@ def oracle(model: DensityModel, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray
 @pytest.fixture
 def interpreter(monkeypatch):
     """Triton runs kernels on the CPU; its interpreter does not know products of bfloat16, which it keeps as uint16."""
+    monkeypatch.setattr(executors, "host_network", executors.triton_network)
     if not fused.interpreted():
         pytest.skip("Triton compiles here: this machine has a CUDA device")
     import triton.language as tl
@@ -147,7 +148,7 @@ def test_shipped_models_by_the_kernel_and_by_torchscript(name, uncertainty, inte
     x[7] *= 3.0
     settings = {"uncertainty": uncertainty, "samples": 2, "seed": 5}
     one = model.evaluator("cpu", "fp32", executor="fused", **settings)
-    other = model.evaluator("cpu", "fp32", **settings)
+    other = model.evaluator("cpu", "fp32", executor="script", **settings)
     for mine, true in zip(one(x), other(x), strict=True):
         if true is None:
             assert mine is None
@@ -173,7 +174,7 @@ def test_shipped_models_on_a_gpu(name, uncertainty, precision):
     x = features(model, 5000).clamp(model.tensors["feature_low"], model.tensors["feature_high"])
     settings = {"uncertainty": uncertainty, "samples": 3}
     mine = model.evaluator("cuda", precision, executor="fused", **settings)(x.cuda())
-    true = model.evaluator("cpu", "fp32", **settings)(x)
+    true = model.evaluator("cpu", "fp32", executor="script", **settings)(x)
     bound = model.spec.metrics["rmse"] / (5 if precision == "bf16" else 500)
     assert float((mine[0].cpu() - true[0]).square().mean().sqrt()) < bound
     if uncertainty in ("analytic", "last-layer"):
@@ -194,7 +195,8 @@ def test_narrow_products_stray_as_far_as_those_of_torchscript(interpreter):
 @needs_triton
 def test_a_kernel_that_strays_is_refused(interpreter, monkeypatch):
     model = load_model("al")
-    monkeypatch.setattr(fused, "BOUNDS", {"fp32": 1e-12, "bf16": 1e-12})
+    monkeypatch.setattr(networkcheck, "BOUNDS", {"fp32": 1e-12, "bf16": 1e-12})
+    monkeypatch.setattr(networkcheck, "ROUNDINGS", 0.0)
     with pytest.raises(DeviceError, match=r"strays from the reference.*executor='script'"):
         model.evaluator("cpu", "fp32", executor="fused")
 
@@ -242,8 +244,9 @@ def test_a_spill_too_much_shared_memory_or_a_failure_fails_the_check():
 
 def test_where_it_does_not_run_it_says_so(monkeypatch):
     model = load_model("al")
-    with pytest.raises(SettingsError, match=r"'onnx'.*script, fused"):
+    with pytest.raises(SettingsError, match=r"'onnx'.*auto, script, fused"):
         model.evaluator(executor="onnx")
+    monkeypatch.setattr(executors, "host_network", executors.triton_network)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     if HAS_TRITON:
         with pytest.raises(DeviceError, match=r"runs on GPUs.*executor='script'"):

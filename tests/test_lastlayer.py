@@ -127,7 +127,7 @@ def test_files_exports_bits_and_precision(blocks: int, tmp_path: Path) -> None:
     for rows in (slice(0, 1), slice(5, 250), slice(127, 129)):
         for part, full in zip(evaluate(x[rows]), whole, strict=True):
             assert torch.equal(part, full[rows])
-    np.testing.assert_array_equal(whole[0], model.evaluator(precision="fp32")(x)[0])
+    np.testing.assert_array_equal(whole[0], model.evaluator(precision="fp32", batch_size=128)(x)[0])
     narrow = fitted.evaluator(precision="bf16", uncertainty="last-layer")(x)[2]
     assert (narrow / whole[2] - 1).abs().median() < 0.03
     with pytest.raises(SettingsError, match="sampled"):

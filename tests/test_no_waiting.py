@@ -37,9 +37,11 @@ class Recorded(TorchDispatchMode):
 def job_of(keep, uncertainty="analytic", model="al", **settings):
     atoms = bulk("Al", cubic=True, a=4.05) * (2, 2, 2)
     atoms.positions += np.random.default_rng(0).normal(0, 0.1, atoms.positions.shape)
+    # TorchScript: the network of GPUs, whose operations torch knows.
     return settle(
-        atoms, model, grid=(32, 32, 32), tile_shape=(16, 16, 16), uncertainty=uncertainty, keep=keep, **settings
-    )
+        atoms, model, grid=(32, 32, 32), tile_shape=(16, 16, 16), uncertainty=uncertainty, keep=keep, executor="script",
+        **settings,
+    )  # fmt: skip
 
 
 @pytest.fixture
