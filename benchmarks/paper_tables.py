@@ -39,11 +39,12 @@ if TYPE_CHECKING:
     from gpurho.model import DensityModel
 
 Box = tuple[int, int, int]
+TILE: Box = (64, 64, 64)
 BOXES: dict[str, dict[str, Box]] = {
-    "same": {"mean": (64, 32, 32), "analytic": (32, 32, 32), "last-layer": (32, 32, 32), "sampled": (16, 16, 16)},
-    "shipped": {"mean": (64, 64, 32), "analytic": (64, 32, 32), "last-layer": (64, 32, 32), "sampled": (32, 32, 16)},
+    "same": {"mean": TILE, "analytic": TILE, "last-layer": TILE, "sampled": (32, 32, 32)},
+    "shipped": {"mean": TILE, "analytic": TILE, "last-layer": TILE, "sampled": (64, 64, 32)},
 }
-"""Points of the grid that each way and kind is measured on."""
+"""Points of the grid that each way and kind is measured on: a tile of the default shape, or part of one."""
 PAPER_BOX, LOOP_BOX, CHECK_BOX = (32, 32, 32), (10, 10, 10), (16, 16, 16)
 DENSITY_TOLERANCE = 1e-4
 """e/angstrom^3, between the plain network and gpurho in float32."""

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 POINTS = 128
 """Points that go through all layers at a time, by measurement: weights then come from the second level of the cache."""
-SAMPLED_POINTS = 1024
+SAMPLED_POINTS = 2048
 """Points whose inputs are kept for all drawn networks, each of which is then read once for them."""
 MOST_POINTS = 2**15
 """Points that a thread takes at once, at most."""
