@@ -43,6 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpurho.checksums import HDF5_FORMAT, get, get_text, put, put_text
+from gpurho.deflate import deflate
 from gpurho.density import Density
 from gpurho.densitychecks import (
     check_sums,
@@ -127,7 +128,7 @@ def compress_chunk(value: NDArray[np.float32], box: tuple[slice, ...], chunk: tu
         whole[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))] = part
         part = whole
     plain = np.ascontiguousarray(part, dtype="<f4").reshape(-1).view(np.uint8)
-    return zlib.compress(np.ascontiguousarray(plain.reshape(-1, 4).T).data, 1)
+    return deflate(np.ascontiguousarray(plain.reshape(-1, 4).T))
 
 
 def create_file(path: Path, layout: Layout, link: Callable[[Any], None] | None = None) -> Any:

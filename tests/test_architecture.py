@@ -24,7 +24,7 @@ FOLDERS = {
 LAYERS = [
     {"errors", "units", "trees", "versions"},
     {"kernels"},
-    {"structure", "host", "checksums", "hdf5guard"},
+    {"structure", "host", "checksums", "deflate", "hdf5guard"},
     {"builders", "defects", "_fcc", "grid", "partition", "sources", "dumpfile", "hdf5atoms"},
     {"neighbors", "_neighbor_providers", "descriptors", "surroundings"},
     {
