@@ -236,7 +236,7 @@ def plot(record: dict[str, Any], path: Path) -> None:
     left.set(xlabel="processor µs per grid point (mean)", ylabel="L1 per electron on test snapshots, %")
     left.set(xscale="log", yscale="log")
     left.set_yticks([0.4, 0.5, 0.7, 1.0, 1.3], ["0.4", "0.5", "0.7", "1.0", "1.3"], minor=False)
-    left.set_xticks([0.5, 1, 2, 4, 8], ["0.5", "1", "2", "4", "8"], minor=False)
+    left.set_xticks([0.3, 0.5, 1, 2], ["0.3", "0.5", "1", "2"], minor=False)
     left.minorticks_off()
     left.legend(fontsize=7, title="circles: size of the network", title_fontsize=7, loc="upper right")
     roads = record.get("roads", {})

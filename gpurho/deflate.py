@@ -34,4 +34,4 @@ def deflate(planes: NDArray[np.uint8]) -> bytes:
 def _is_worth_it(plane: NDArray[np.uint8]) -> bool:
     starts = np.linspace(0, max(0, len(plane) - SAMPLE_BYTES), SAMPLES).astype(int)
     sample = np.concatenate([plane[start : start + SAMPLE_BYTES] for start in starts])
-    return len(zlib.compress(sample, LEVEL)) < WORTH * len(sample)
+    return len(zlib.compress(sample.tobytes(), LEVEL)) < WORTH * len(sample)

@@ -108,8 +108,12 @@ class Grid:
         steps = self.steps
         # From global indices, so that a point has the same bits in whichever tile it lies.
         x, y, z = (np.arange(int(start[d]), int(end[d]), dtype=float)[:, None] * steps[d] for d in range(3))
-        box = (self.origin + x)[:, None, None, :] + y[None, :, None, :] + z[None, None, :, :]
-        return np.ascontiguousarray(box.reshape(-1, 3))
+        columns = (self.origin + x)[:, None, :] + y[None, :, :]
+        box = np.empty((len(x), len(y), len(z), 3))
+        # Each component on its own: NumPy is slow where the innermost axis is as short as 3.
+        for d in range(3):
+            np.add(columns[:, :, None, d], z[:, d], out=box[..., d])
+        return box.reshape(-1, 3)
 
     def same_as(self, other: Grid) -> bool:
         """Whether both grids have the same points, to 1e-9 angstrom."""
