@@ -165,6 +165,10 @@ def _cuda() -> tuple[bool, str]:
     return True, f"{torch.version.cuda}: {', '.join(names)}"
 
 
+PRODUCTS = {"amx": "AMX", "dot": "AVX512-BF16", "fp32": "float32 of rounded weights"}
+"""What multiplies on a CPU, by its kind in `gpurho.kernels.dense_cpu`."""
+
+
 def _precision() -> tuple[bool, str]:
     import torch
 
@@ -173,6 +177,10 @@ def _precision() -> tuple[bool, str]:
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = resolve_precision("auto", where)
     why = "bfloat16 in hardware" if chosen == "bf16" else "no bfloat16 in hardware; networks run slower"
+    if where.type == "cpu" and chosen == "bf16":
+        from gpurho.kernels.dense_cpu import bf16_kind
+
+        why += f", networks by {PRODUCTS[bf16_kind()]}"
     return chosen == "bf16", f"auto is {chosen} on {where.type}: {why}"
 
 
