@@ -148,7 +148,7 @@ if __name__ == "__main__":
 def test_five_kills_lose_no_finished_label_and_repeat_none(tmp_path):
     out, log, script, structures = (tmp_path / name for name in ("al.h5", "log", "run.py", "al.xyz"))
     script.write_text(SCRIPT)
-    atoms = frames(40)
+    atoms = frames(60)
     for a in atoms:
         del a.info["nothing"]
     write(structures, atoms)
@@ -170,7 +170,7 @@ def test_five_kills_lose_no_finished_label_and_repeat_none(tmp_path):
             if log.exists() and log.stat().st_size > size:
                 break
             time.sleep(0.02)
-        time.sleep(rng.uniform(0.3, 2.0))
+        time.sleep(rng.uniform(0.1, 0.8))
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not calls_since(size) & {names[key] for key in kept}, "a finished label was computed again"
