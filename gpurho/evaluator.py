@@ -157,6 +157,8 @@ def resolve_executor(executor: str, device: str, n_hidden: int) -> str:
     """
     if executor not in EXECUTORS:
         raise SettingsError(f"executor {executor!r} is not known; give one of {', '.join(EXECUTORS)}")
+    if executor == "fused" and n_hidden == 0:
+        raise SettingsError("executor 'fused' needs a network with hidden layers; give executor='script'")
     if executor != "auto":
         return executor
     return "fused" if device == "cpu" and n_hidden > 0 else "script"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gpurho.errors import ModelError, SettingsError
+from gpurho.errors import SettingsError
 from gpurho.export import frozen
 from gpurho.networkcheck import POINTS, check_network
 from gpurho.scriptnet import CUDA_BATCH, BatchedNetwork, Inputs, SampledNetwork, ScriptNetwork, cpu_batch
@@ -65,10 +65,14 @@ def triton_network(
     """That of a GPU."""
     from gpurho.fused import FusedNetwork
 
-    inputs, networks = _inputs(model, where), _networks(model, uncertainty, samples, seed)
+    inputs = _inputs(model, where)
+    networks = _networks(model, torch.float32, uncertainty, samples, seed)
     fused = FusedNetwork(networks, inputs, precision, uncertainty is not None)
-    reference = script_network(model, where, "fp32", uncertainty, samples, seed)
-    check_network(fused, reference, inputs, precision, networks[0].analytic or networks[0].last_layer)
+
+    def script(kind: str) -> ScriptNetwork:
+        return script_network(model, where, kind, uncertainty, samples, seed)
+
+    check_network(fused, script("fp32"), script("bf16") if precision == "bf16" else None, inputs, precision)
     return fused
 
 
@@ -78,24 +82,30 @@ def host_network(
     """That of a CPU; the same one again for the same model and settings."""
     from gpurho.hostnet import HostNetwork
 
-    def make() -> HostNetwork:
-        inputs, networks = _inputs(model, where), _networks(model, uncertainty, samples, seed)
-        fused = HostNetwork(networks, inputs, precision, uncertainty is not None)
+    inputs, with_sigma = _inputs(model, where), uncertainty is not None
+
+    def script(networks: list[PredictionNetwork], dtype: torch.dtype) -> ScriptNetwork:
         # Not frozen, which would take longer than all else here.
-        true = BatchedNetwork(networks[0], inputs, torch.float32, uncertainty is not None, POINTS)
-        reference = ScriptNetwork([true], inputs, uncertainty is not None, POINTS)
-        check_network(fused, reference, inputs, precision, networks[0].analytic or networks[0].last_layer)
+        first = BatchedNetwork(networks[0], inputs, dtype, with_sigma, POINTS)
+        return ScriptNetwork([first, *map(SampledNetwork, networks[1:])], inputs, with_sigma, POINTS)
+
+    def make() -> HostNetwork:
+        networks = _networks(model, torch.float32, uncertainty, samples, seed)
+        fused = HostNetwork(networks, inputs, precision, with_sigma)
+        narrow = _networks(model, torch.bfloat16, uncertainty, samples, seed) if precision == "bf16" else None
+        rough = None if narrow is None else script(narrow, torch.bfloat16)
+        check_network(fused, script(networks, torch.float32), rough, inputs, precision)
         return fused
 
-    if model.spec.network.n_hidden == 0:
-        raise ModelError("a network without hidden layers has nothing to fuse; give executor='script'")
     return _kept(("fused", *_key(model, where, precision, uncertainty, samples, seed)), make)
 
 
-def _networks(model: DensityModel, uncertainty: str | None, samples: int, seed: int) -> list[PredictionNetwork]:
-    """In float32: that of the posterior means, then those of drawn weights."""
-    networks = [model.prediction_network(torch.float32, uncertainty)]
-    return networks + [model.prediction_network(torch.float32, None, model.drawn(seed, i)) for i in range(samples)]
+def _networks(
+    model: DensityModel, dtype: torch.dtype, uncertainty: str | None, samples: int, seed: int
+) -> list[PredictionNetwork]:
+    """That of the posterior means, then those of drawn weights."""
+    networks = [model.prediction_network(dtype, uncertainty)]
+    return networks + [model.prediction_network(dtype, None, model.drawn(seed, i)) for i in range(samples)]
 
 
 def _inputs(model: DensityModel, where: torch.device) -> Inputs:
@@ -134,7 +144,9 @@ def _key(
 def _kept(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     """What `make` made for this key, if that is not long ago."""
     found = _KEPT.pop(key, None)
-    _KEPT[key] = make() if found is None else found
+    if found is None:
+        found = make()
+    _KEPT[key] = found
     while len(_KEPT) > MOST_KEPT:
         _KEPT.pop(next(iter(_KEPT)), None)
-    return _KEPT[key]
+    return found

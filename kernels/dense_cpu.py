@@ -216,7 +216,8 @@ def make_driver(kind: int, mode: int, sigma: int, decays: int, leading: int, ver
                             bias = base + places[s, n_hidden, FACTOR_BIAS] + p * ROW_BYTES
                             for b in range(blocks):
                                 product(here + 2 * b * step, weights, bias, result, step, 0, units, kind)
-                                product(here + 2 * b * step, rest, result, result, step, ROW_BYTES, units, kind)
+                                if size < 4:
+                                    product(here + 2 * b * step, rest, result, result, step, ROW_BYTES, units, kind)
                                 add_squares(result, sums + (3 * b + 2) * SUM_BYTES)
                     for b in range(blocks):
                         at = begin + start + b * BLOCK

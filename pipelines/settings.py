@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpurho.densityfile import Layout, Region
-from gpurho.errors import GridError, ModelError, SettingsError, StructureError, UnknownSpeciesError
+from gpurho.errors import DeviceError, GridError, ModelError, SettingsError, StructureError, UnknownSpeciesError
 from gpurho.fields import NAMES
 from gpurho.grid import Grid
 from gpurho.keep import Keep
@@ -196,14 +197,26 @@ def settle(
         devices=1 if devices is None else int(devices),
         client=client,
         keep=parts,
-        executor=_resolve_executor(executor, where, found),
+        executor=_resolve_executor(executor, found, where, settled, uncertainty, int(samples), int(seed)),
     )
 
 
-def _resolve_executor(executor: str, device: str, model: DensityModel) -> str:
+def _resolve_executor(
+    executor: str, model: DensityModel, device: str, precision: str, uncertainty: str | None, samples: int, seed: int
+) -> str:
+    """What "auto" means; a CPU's kernel is tried here, before anything is written."""
     from gpurho.evaluator import resolve_executor
 
-    return resolve_executor(executor, device.split(":")[0], model.spec.network.n_hidden)
+    resolved = resolve_executor(executor, device.split(":")[0], model.spec.network.n_hidden)
+    if resolved == "fused" and device == "cpu":
+        try:
+            model.evaluator(device, precision, uncertainty, samples, seed, executor=resolved)
+        except DeviceError as problem:
+            if executor != "auto":
+                raise
+            warnings.warn(f"TorchScript runs the network: {problem}", stacklevel=4)
+            return "script"
+    return resolved
 
 
 def _check_devices(devices: int | None, client: Any, device: str | None) -> None:

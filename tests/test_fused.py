@@ -196,7 +196,7 @@ def test_narrow_products_stray_as_far_as_those_of_torchscript(interpreter):
 def test_a_kernel_that_strays_is_refused(interpreter, monkeypatch):
     model = load_model("al")
     monkeypatch.setattr(networkcheck, "BOUNDS", {"fp32": 1e-12, "bf16": 1e-12})
-    monkeypatch.setattr(networkcheck, "ROUNDINGS", 0.0)
+    monkeypatch.setattr(networkcheck, "TIMES", 0.0)
     with pytest.raises(DeviceError, match=r"strays from the reference.*executor='script'"):
         model.evaluator("cpu", "fp32", executor="fused")
 
@@ -257,7 +257,7 @@ def test_where_it_does_not_run_it_says_so(monkeypatch):
 
 
 @needs_triton
-@pytest.mark.parametrize("network", [NetworkSpec(1, 2, 129), NetworkSpec(3, 3, 32), NetworkSpec(0, 1, 8)])
+@pytest.mark.parametrize("network", [NetworkSpec(1, 2, 129), NetworkSpec(3, 3, 32)])
 def test_networks_that_do_not_fit_are_refused(network, interpreter):
     with pytest.raises(ModelError, match="does not fit into one kernel; give executor='script'"):
         make(network).evaluator("cpu", "fp32", executor="fused")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from numba import njit
 from test_fused import features, make, oracle_of
 
 import gpurho
-from gpurho import executors, networkcheck
-from gpurho.errors import DeviceError, ModelError
+from gpurho import executors, hostnet, networkcheck
+from gpurho.errors import DeviceError, ModelError, SettingsError
 from gpurho.executors import _inputs, _networks, script_network
 from gpurho.hostnet import HostNetwork, _Packed
 from gpurho.kernels import _dense_emit, dense_cpu
@@ -43,7 +44,7 @@ NETWORKS = {
 def network(model, kind, uncertainty="analytic", samples=0, seed=0):
     """The network of a model with one kind of product."""
     precision = "fp32" if kind == "fp32" else "bf16"
-    networks = _networks(model, uncertainty, samples, seed)
+    networks = _networks(model, torch.float32, uncertainty, samples, seed)
     return HostNetwork(networks, _inputs(model, HOST), precision, uncertainty is not None, kind)
 
 
@@ -183,27 +184,105 @@ def test_a_prediction_takes_it_and_says_so():
     assert one.electrons_std == pytest.approx(other.electrons_std, rel=1e-3)
 
 
-def test_one_that_strays_is_refused(monkeypatch):
+def test_one_that_strays_is_refused(monkeypatch, tmp_path):
+    from ase.build import bulk
+
     model = load_model("al")
     monkeypatch.setattr(executors, "_KEPT", {})
     monkeypatch.setattr(networkcheck, "BOUNDS", {"fp32": 1e-12, "bf16": 1e-12})
-    monkeypatch.setattr(networkcheck, "ROUNDINGS", 0.0)
+    monkeypatch.setattr(networkcheck, "TIMES", 0.0)
     with pytest.raises(DeviceError, match=r"strays from the reference.*executor='script'"):
         model.evaluator("cpu", "fp32")
     assert model.evaluator("cpu", "fp32", executor="script").precision == "fp32"
+    # Before anything is written; by default TorchScript does it.
+    settings = {"device": "cpu", "grid": (5, 6, 4), "progress": False, "out": tmp_path / "rho.h5"}
+    with pytest.raises(DeviceError, match=r"strays from the reference"):
+        gpurho.predict(bulk("Al", cubic=True), executor="fused", **settings)
+    assert not list(tmp_path.iterdir())
+    with pytest.warns(UserWarning, match=r"TorchScript runs the network: .* strays"):
+        rho = gpurho.predict(bulk("Al", cubic=True), **settings)
+    assert "executor" not in rho.info["settings"]
 
 
-def test_a_model_that_exaggerates_its_inputs_passes(monkeypatch):
-    """Its own rounding is then what strays; a wrong number beside it does not pass."""
-    model = make(NetworkSpec(3, 3, 64))
-    model.tensors = {name: t * 3.0 if name.endswith("weight_mean") else t for name, t in model.tensors.items()}
-    for precision in ("fp32", "bf16"):
-        model.evaluator("cpu", precision)
-    monkeypatch.setattr(executors, "_KEPT", {})
-    monkeypatch.setattr(_Packed, "_panels", lambda self, weights, old=_Packed._panels: old(self, weights * 1.05))
-    for precision in ("fp32", "bf16"):
-        with pytest.raises(DeviceError, match="strays from the reference"):
+def test_models_that_exaggerate_or_have_no_spread_pass(monkeypatch):
+    """What strays then is their own rounding; a wrong number beside it does not pass."""
+    loud = make(NetworkSpec(3, 3, 64))
+    loud.tensors = {name: t * 3.0 if name.endswith("weight_mean") else t for name, t in loud.tensors.items()}
+    sure = load_model("al")
+    sure.tensors = {name: t * 0.0 + 1e-30 if name.endswith("_sigma") else t for name, t in sure.tensors.items()}
+    steep = load_model("al")
+    last = f"layers.{steep.spec.network.n_hidden}.weight_mean"
+    steep.tensors = {name: t * 300.0 if name == last else t for name, t in steep.tensors.items()}
+    for model in (loud, sure, steep):
+        for precision in ("fp32", "bf16"):
             model.evaluator("cpu", precision)
+    monkeypatch.setattr(executors, "_KEPT", {})
+    monkeypatch.setattr(_Packed, "_panels", lambda self, weights, old=_Packed._panels: old(self, weights * 1.3))
+    for model in (loud, steep):
+        for precision in ("fp32", "bf16"):
+            with pytest.raises(DeviceError, match="strays from the reference"):
+                model.evaluator("cpu", precision)
+
+
+def broken_columns(monkeypatch):
+    old = hostnet._columns
+    monkeypatch.setattr(hostnet, "_columns", lambda inputs: old(replace(inputs, high=inputs.high * 0.0 + 1e30)))
+
+
+def broken_baseline(monkeypatch):
+    old = hostnet._columns
+    monkeypatch.setattr(hostnet, "_columns", lambda inputs: old(replace(inputs, baseline=inputs.baseline * 1.01)))
+
+
+def broken_noise(monkeypatch):
+    monkeypatch.setattr(
+        _Packed, "shifts", property(lambda self: [0.0, 3.0, 0.0], lambda self, value: None), raising=False
+    )
+
+
+def broken_draws(monkeypatch):
+    old = HostNetwork.__init__
+    monkeypatch.setattr(
+        HostNetwork, "__init__", lambda self, networks, *rest: old(self, [networks[0]] * len(networks), *rest)
+    )
+
+
+@pytest.mark.parametrize("fault", [broken_columns, broken_baseline, broken_noise, broken_draws])
+def test_faults_beside_the_density_are_seen(fault, monkeypatch):
+    model = load_model("al")
+    monkeypatch.setattr(executors, "_KEPT", {})
+    fault(monkeypatch)
+    with pytest.raises(DeviceError, match=r"strays .*(excess|superposition|log variance|density|epistemic)"):
+        model.evaluator("cpu", "fp32", "sampled", samples=3)
+
+
+def test_small_signals_keep_their_digits():
+    """GELU is exact to float32 near 0 too: layers that are scaled down and up again say the same."""
+    model = load_model("al")
+    x = features(model, 200)
+    true = network(model, "fp32", None)(x).density
+    first, second = (f"layers.{i}.weight_mean" for i in (0, 1))
+    for scale in (1e-3, 1e-5):
+        small = load_model("al")
+        small.tensors = dict(small.tensors)
+        # GELU halves what is near 0; this network is another one, and TorchScript knows it.
+        small.tensors[first], small.tensors[second] = small.tensors[first] * scale, small.tensors[second] / scale
+        small.tensors["layers.0.bias_mean"] = small.tensors["layers.0.bias_mean"] * scale
+        with torch.inference_mode():
+            wanted = script_network(small, HOST, "fp32", None)(x).density
+            found = network(small, "fp32", None)(x).density
+        assert float((found - wanted).abs().max()) < 2e-5 * float(wanted.abs().max()), scale
+        assert not torch.equal(found, true)
+
+
+@pytest.mark.parametrize("distance", [-80.0, -140.0, -1e3, -1e10])
+def test_impossible_distances_are_not_finite(distance):
+    model = make(NetworkSpec(2, 3, 9), 1.5)
+    x = features(model, 40)
+    x[7, 3] = distance
+    with torch.inference_mode():
+        found, true = (n(x).density for n in (network(model, "fp32", None), script_network(model, HOST, "fp32", None)))
+    assert torch.equal(torch.isfinite(found), torch.isfinite(true))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -220,7 +299,7 @@ def test_networks_without_hidden_layers_stay_with_torchscript():
     x = features(model, 5)
     script, auto = (model.evaluator("cpu", executor=executor) for executor in ("script", "auto"))
     assert torch.equal(script(x)[0], auto(x)[0])
-    with pytest.raises(ModelError, match="nothing to fuse; give executor='script'"):
+    with pytest.raises(SettingsError, match="needs a network with hidden layers; give executor='script'"):
         model.evaluator("cpu", executor="fused")
 
 
