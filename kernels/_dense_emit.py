@@ -16,7 +16,7 @@ from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 
-from gpurho.kernels._smooth_emit import F32, I32, I64, Value
+from gpurho.kernels._smooth_emit import F32, I32, Value, pointer
 
 N = 16
 """Lanes of a vector, and rows of a tile."""
@@ -72,12 +72,6 @@ def element_bytes(kind: str) -> int:
     return 4 if kind == "fp32" else 2
 
 
-def pointer(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
-    """A pointer `offset` bytes (a number or a value) behind an address."""
-    step = ir.Constant(I64, offset) if isinstance(offset, int) else offset
-    return builder.inttoptr(builder.add(address, step), kind.as_pointer())
-
-
 def load(builder: Any, address: Any, offset: Any = 0, align: int = 4) -> Number:
     """The vector at an address."""
     return Number(builder, builder.load(pointer(builder, address, offset, VECTOR), align=align))
@@ -93,11 +87,6 @@ def spread(builder: Any, scalar: Any) -> Any:
     kind = ir.VectorType(scalar.type, N)
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
     return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(INTEGERS, [0] * N))
-
-
-def times(builder: Any, value: Any, factor: int) -> Any:
-    """A whole number times a constant."""
-    return builder.mul(value, ir.Constant(I64, factor))
 
 
 def signature_of(addresses: int, numbers: tuple[Any, ...], *literals: Any) -> Any:

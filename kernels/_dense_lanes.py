@@ -28,14 +28,12 @@ from gpurho.kernels._dense_emit import (
     gelu,
     load,
     load_pair,
-    pointer,
     signature_of,
     spread,
     store,
     store_pair,
-    times,
 )
-from gpurho.kernels._smooth_emit import F32, I32, I64, Sums, literals, loop, zero
+from gpurho.kernels._smooth_emit import F32, I32, I64, Sums, literals, loop, pointer, times, zero
 
 COLUMN_ROWS = 6
 """Per chunk of 32 columns of features, 32 numbers each: slope, shift, low, high, baseline, rate of decay."""

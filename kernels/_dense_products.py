@@ -27,13 +27,11 @@ from gpurho.kernels._dense_emit import (
     call,
     element_bytes,
     load,
-    pointer,
     signature_of,
     spread,
     store,
-    times,
 )
-from gpurho.kernels._smooth_emit import F32, I32, I64, Sums, literals, loop
+from gpurho.kernels._smooth_emit import F32, I32, I64, Sums, literals, loop, pointer, times
 
 ROWS, VECTORS = (8, 2) if binding.get_host_cpu_features().get("avx512f") else (4, 1)
 """Of the sums that are kept in registers."""

@@ -110,6 +110,17 @@ def loop(builder: Any, count: Any) -> Iterator[Any]:
         yield state.index
 
 
+def pointer(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
+    """A pointer `offset` bytes (a number or a value) behind an address."""
+    step = ir.Constant(I64, offset) if isinstance(offset, int) else offset
+    return builder.inttoptr(builder.add(address, step), kind.as_pointer())
+
+
+def times(builder: Any, value: Any, factor: int) -> Any:
+    """A whole number times a constant."""
+    return builder.mul(value, ir.Constant(I64, factor))
+
+
 def groups(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
     """The items in as few groups of about equal size, at most `most`, as possible."""
     n = -(-len(items) // most) if items else 0

@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from gpurho.kernels import _smooth_formulas as formulas
-from gpurho.kernels._smooth_emit import F32, I32, I64, WORD, Sums, Value, groups, literals, loop
+from gpurho.kernels._smooth_emit import F32, I32, I64, WORD, Sums, Value, groups, literals, loop, pointer, times
 
 _FEATURES = binding.get_host_cpu_features()
 W = 16 if _FEATURES.get("avx512f") else 8
@@ -32,21 +32,15 @@ DIRECTION_ROWS = 4
 """Rows of an atom's terms before those of its channels: the damped direction and its squared length."""
 
 
-def _pointer(builder: Any, address: Any, offset: Any, kind: Any) -> Any:
-    """A pointer `offset` bytes (a number or a value) behind an address."""
-    step = ir.Constant(I64, offset) if isinstance(offset, int) else offset
-    return builder.inttoptr(builder.add(address, step), kind.as_pointer())
-
-
 def _row(builder: Any, address: Any, offset: Any) -> Value:
     """The row of lanes at an address."""
-    load = builder.load(_pointer(builder, address, offset, VECTOR))
+    load = builder.load(pointer(builder, address, offset, VECTOR))
     load.align = ROW_BYTES
     return Value(builder, load)
 
 
 def _store(builder: Any, value: Value, address: Any, offset: Any) -> None:
-    builder.store(value.value, _pointer(builder, address, offset, VECTOR)).align = ROW_BYTES
+    builder.store(value.value, pointer(builder, address, offset, VECTOR)).align = ROW_BYTES
 
 
 def _spread(builder: Any, scalar: Any) -> Any:
@@ -54,10 +48,6 @@ def _spread(builder: Any, scalar: Any) -> Any:
     kind = ir.VectorType(scalar.type, W)
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
     return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(I32, W), [0] * W))
-
-
-def _times(builder: Any, index: Any, size: int) -> Any:
-    return builder.mul(index, ir.Constant(I64, size))
 
 
 @intrinsic(prefer_literal=True)
@@ -84,15 +74,15 @@ def project(
     def first_pass(builder: Any, arguments: Any) -> Any:
         """Two-body sums; the terms of the atoms within the cutoff of any lane, and how many these are."""
         atoms, n_atoms, lanes, terms, sums, _, matrix, inverse_square, damping = arguments[:9]
-        points = [builder.load(_pointer(builder, lanes, d * ROW_BYTES, INTEGERS), align=ROW_BYTES) for d in range(3)]
+        points = [builder.load(pointer(builder, lanes, d * ROW_BYTES, INTEGERS), align=ROW_BYTES) for d in range(3)]
         scale, soft = (Value(builder, _spread(builder, x)) for x in (inverse_square, damping))
         two_body = Sums(builder, VECTOR, radial)
         place = _variable(builder, terms)
         with loop(builder, n_atoms) as i:
-            atom = builder.add(atoms, _times(builder, i, ATOM_BYTES))
+            atom = builder.add(atoms, times(builder, i, ATOM_BYTES))
             deltas = []
             for d in range(3):
-                position = builder.load(_pointer(builder, atom, d * WORD, I32))
+                position = builder.load(pointer(builder, atom, d * WORD, I32))
                 difference = builder.sub(_spread(builder, position), points[d])
                 deltas.append(Value(builder, builder.sitofp(difference, VECTOR)))
             dx, dy, dz = deltas
@@ -127,7 +117,7 @@ def project(
             for part in groups(formulas.columns(degree), max(1, REGISTER_SUMS // len(channels))):
                 sums = Sums(builder, VECTOR, len(channels) * len(part))
                 with loop(builder, n_near) as i:
-                    atom = builder.add(terms, _times(builder, i, atom_rows * ROW_BYTES))
+                    atom = builder.add(terms, times(builder, i, atom_rows * ROW_BYTES))
                     damped = [_row(builder, atom, d * ROW_BYTES) for d in range(DIRECTION_ROWS)]
                     values = formulas.harmonics(*damped, list(part))
                     for a, n in enumerate(channels):
@@ -154,7 +144,7 @@ def _combination(builder: Any, values: list[Value], matrix: Any, first: int) -> 
     """The sum of the values, each times a number of the matrix."""
     total = None
     for k, value in enumerate(values):
-        factor = builder.load(_pointer(builder, matrix, (first + k) * WORD, F32))
+        factor = builder.load(pointer(builder, matrix, (first + k) * WORD, F32))
         term = value * Value(builder, _spread(builder, factor))
         total = term if total is None else total + term
     assert total is not None
@@ -186,11 +176,11 @@ def multiply(typing_context, projections, table, n_channels, l_max):
                     count = builder.add(builder.add(degree, degree), one)
                     sums = Sums(builder, VECTOR, len(pairs))
                     with loop(builder, count) as i:
-                        row = builder.add(projections, _times(builder, builder.add(first, i), ROW_BYTES))
+                        row = builder.add(projections, times(builder, builder.add(first, i), ROW_BYTES))
                         values = {c: _row(builder, row, c * n_harmonics * ROW_BYTES) for c in {*rows, *right}}
                         for k, (a, b) in enumerate(pairs):
                             sums.add(k, values[a] * values[b])
-                    column = builder.add(table, _times(builder, index, ROW_BYTES))
+                    column = builder.add(table, times(builder, index, ROW_BYTES))
                     for k, (a, b) in enumerate(pairs):
                         _store(builder, sums[k], column, (start[a] + b) * degrees * ROW_BYTES)
         return context.get_dummy_value()
@@ -213,7 +203,7 @@ def write_rows(typing_context, table, rows, n_columns):
         whole = columns // W
 
         def block(first: Any) -> None:
-            source = builder.add(table, _times(builder, first, ROW_BYTES))
+            source = builder.add(table, times(builder, first, ROW_BYTES))
             vectors = [_row(builder, source, i * ROW_BYTES).value for i in range(W)]
             step = 1
             while step < W:
@@ -227,12 +217,12 @@ def write_rows(typing_context, table, rows, n_columns):
                         vectors[i], vectors[i + step] = (builder.shuffle_vector(*pair, mask) for mask in masks)
                 step *= 2
             for lane, vector in enumerate(vectors):
-                row = builder.load(_pointer(builder, rows, lane * 8, I64))
-                target = _pointer(builder, row, _times(builder, first, WORD), VECTOR)
+                row = builder.load(pointer(builder, rows, lane * 8, I64))
+                target = pointer(builder, row, times(builder, first, WORD), VECTOR)
                 builder.store(vector, target).align = WORD
 
         with loop(builder, ir.Constant(I64, whole)) as i:
-            block(_times(builder, i, W))
+            block(times(builder, i, W))
         if columns % W:
             # The last columns once more, with some of those before.
             block(ir.Constant(I64, columns - W))
@@ -246,7 +236,7 @@ def load_count(typing_context, counts, i):
     """Number i of the int64 at an address."""
 
     def generate(context, builder, signature, arguments):
-        return builder.load(_pointer(builder, arguments[0], _times(builder, arguments[1], 8), I64))
+        return builder.load(pointer(builder, arguments[0], times(builder, arguments[1], 8), I64))
 
     return types.int64(types.uintp, types.int64), generate
 
