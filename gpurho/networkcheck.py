@@ -27,7 +27,8 @@ def check_network(
 ) -> dict[str, float]:
     """Compare a network with a reference in float32, mostly within the training domain; returns the differences.
 
-    `rough` is the reference in the network's precision; without it, the reference with inputs one rounding off.
+    `rough` is the reference in the network's precision; without it, the reference with inputs one rounding off. Nothing
+    is compared with a reference that is not finite.
 
     Raises
     ------
@@ -39,6 +40,8 @@ def check_network(
     inside, outside = _raw(x.clamp(inputs.low, inputs.high), inputs), _raw(3.0 * x[:OUTSIDE], inputs)
     with torch.inference_mode():
         mine, true = network(inside), reference(inside)
+        if not all(bool(torch.isfinite(values).all()) for values in true if values is not None):
+            return {}  # a damaged model, which its first prediction says
         if rough is None:
             moved = x.clamp(inputs.low, inputs.high) * (1.0 + torch.finfo(torch.float32).eps)
             near = reference(_raw(moved, inputs))

@@ -224,6 +224,14 @@ def test_models_that_exaggerate_or_have_no_spread_pass(monkeypatch):
                 model.evaluator("cpu", precision)
 
 
+def test_a_damaged_model_is_named_by_its_first_prediction():
+    model = make(NetworkSpec(1, 2, 32))
+    model.tensors["layers.0.bias_mean"][0] = float("nan")
+    for precision in ("fp32", "bf16"):
+        with pytest.raises(ModelError, match="not finite"):
+            model.evaluator("cpu", precision)(features(model, 10))
+
+
 def broken_columns(monkeypatch):
     old = hostnet._columns
     monkeypatch.setattr(hostnet, "_columns", lambda inputs: old(replace(inputs, high=inputs.high * 0.0 + 1e30)))
