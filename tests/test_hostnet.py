@@ -12,6 +12,7 @@ import pytest
 import torch
 from llvmlite import binding
 from numba import njit
+from test_fused import NETWORKS as SMALL_NETWORKS
 from test_fused import features, make, oracle_of
 
 import gpurho
@@ -32,11 +33,8 @@ KINDS = [
     for kind, there in HERE.items()
 ]
 NETWORKS = {
-    "one block of two": (NetworkSpec(1, 2, 32), 0.0, False),
-    "two blocks of three, decays, a width that is filled up": (NetworkSpec(2, 3, 9), 1.5, False),
-    "two blocks of one, which have no skips": (NetworkSpec(2, 1, 64), 0.0, False),
-    "one hidden layer": (NetworkSpec(1, 1, 20), 1.5, False),
-    "two-body part, blocks of units": (NetworkSpec(1, 2, 100), 0.0, True),
+    **SMALL_NETWORKS,
+    "two blocks of one, blocks of units": (NetworkSpec(2, 1, 64), 0.0, False),
     "the paper's": (NetworkSpec(3, 3, 250), 0.0, False),
 }
 
