@@ -56,11 +56,16 @@ def envelope(u: Number) -> Number:
 def radial_functions(u: Number, n: int) -> list[Number]:
     """R_0 to R_(n-1) of u = (r / rc)^2; beyond the cutoff all are 0."""
     u = smaller(u, 1.0)
-    doubled = square_root(u) * 4.0 - 2.0
+    # T_n = 2 T_k T_(n-k) - T_(n-2k): steps of k = 4 make a chain of operations a quarter as long as those of 1.
+    doubled = {1: square_root(u) * 4.0 - 2.0}
+    for k in (1, 2):
+        doubled[2 * k] = doubled[k] * doubled[k] - 2.0
     values = [envelope(u)]
-    values.append(values[0] * doubled * 0.5)
+    values.append(values[0] * doubled[1] * 0.5)
     while len(values) < n:
-        values.append(doubled * values[-1] - values[-2])
+        m = len(values)
+        k = 1 if m < 3 else 2 if m < 6 else 4
+        values.append(doubled[k] * values[m - k] - values[abs(m - 2 * k)])
     return values[:n]
 
 
@@ -75,33 +80,48 @@ Harmonic: TypeAlias = tuple[int, int, int]
 
 
 def columns(l_max: int) -> list[Harmonic]:
-    """The harmonics of degrees 1 to `l_max` in the order in which each follows from those before it."""
-    parts = [(m, part) for m in range(l_max + 1) for part in range(2 if m else 1)]
-    return [(degree, m, part) for m, part in parts for degree in range(max(1, m), l_max + 1)]
+    """The harmonics of degrees 1 to `l_max`, those that share factors side by side."""
+    return [
+        (degree, m, part)
+        for m in range(l_max + 1)
+        for degree in range(max(1, m), l_max + 1)
+        for part in range(2 if m else 1)
+    ]
 
 
 def harmonics(x: Number, y: Number, z: Number, square: Number, wanted: list[Harmonic]) -> list[Number]:
     """Solid harmonics of (x, y, z), each up to the factor `norm`; `square` is x^2 + y^2 + z^2."""
-    known: dict[Harmonic, Number] = {(1, 1, 0): x, (1, 1, 1): y, (1, 0, 0): z}
+    powers: dict[tuple[int, int], Number] = {(1, 0): x, (1, 1): y}
+    rests: dict[tuple[int, int], Number] = {}
 
-    def value(degree: int, m: int, part: int) -> Number:
-        key = degree, m, part
-        if key not in known:
-            if degree == m:
-                # (x + i y)^m
-                cosine, sine = value(m - 1, m - 1, 0), value(m - 1, m - 1, 1)
-                known[key] = x * sine + y * cosine if part else x * cosine - y * sine
-            elif degree == m + 1:
-                known[key] = z * value(m, m, part)
+    def power(m: int, part: int) -> Number:
+        """A part of (x + i y)^m."""
+        if (m, part) not in powers:
+            n = m - 1 if m % 2 else m // 2
+            cosine, sine = power(n, 0), power(n, 1)
+            if m % 2:
+                powers[m, part] = x * sine + y * cosine if part else x * cosine - y * sine
+            else:
+                powers[m, part] = cosine * sine * 2.0 if part else cosine * cosine - sine * sine
+        return powers[m, part]
+
+    def rest(degree: int, m: int) -> Number:
+        """The other factor, a polynomial of z and the square, for degree > m."""
+        if (degree, m) not in rests:
+            if degree == m + 1:
+                rests[degree, m] = z
             else:
                 factor = (degree + m - 1) * (degree - m - 1) / ((2 * degree - 1) * (2 * degree - 3))
-                # The harmonic of degree 0 is 1.
-                known[key] = (
-                    z * z - square * factor
-                    if degree == 2 and m == 0
-                    else z * value(degree - 1, m, part) - (square * factor) * value(degree - 2, m, part)
+                before = square * factor
+                rests[degree, m] = (
+                    z * z - before if degree == m + 2 else z * rest(degree - 1, m) - before * rest(degree - 2, m)
                 )
-        return known[key]
+        return rests[degree, m]
+
+    def value(degree: int, m: int, part: int) -> Number:
+        if degree == m:
+            return power(m, part)
+        return rest(degree, m) * power(m, part) if m else rest(degree, m)
 
     return [value(*key) for key in wanted]
 

@@ -28,8 +28,12 @@ KERNEL = types.void(*(types.uintp,) * 2, types.int64, *(types.uintp,) * 6, *(typ
 VECTOR, INTEGERS = ir.VectorType(F32, W), ir.VectorType(I32, W)
 ROW_BYTES = W * WORD
 ATOM_BYTES = 4 * WORD
-DIRECTION_ROWS = 4
-"""Rows of an atom's terms before those of its channels: the damped direction and its squared length."""
+CONTRACTED, FACTORED = 1, 2
+"""How a contraction's matrix is given: as it is, or as `gpurho.kernels.smooth.contraction_matrix` makes it."""
+NEAR_ROWS = 4
+"""Rows of an atom within the cutoff: the vector to it and its squared length."""
+SPARE_ATOMS = 1
+"""Room behind the last atom, for one that turns out to be far."""
 
 
 def _row(builder: Any, address: Any, offset: Any) -> Value:
@@ -58,80 +62,180 @@ def project(
     """Two-body sums and projections of `W` points on the atoms of one species.
 
     Addresses: `atoms` (n_atoms, 4) int32, x, y, z and anything, and `lanes` (3, W) int32, both in one unit of length;
-    `terms` (n_atoms, 4 + n_basis, W) scratch; `sums` (n_radial, W) OUTPUT; `projections` (n_basis, n_harmonics, W)
-    OUTPUT, degree by degree; `matrix` (n_basis, n_radial), read where `contracted` is 1.
+    `terms` (`scratch_rows`, W) scratch; `sums` (n_radial, W) OUTPUT; `projections` (n_basis, n_harmonics, W)
+    OUTPUT, degree by degree; `matrix` (n_basis, n_radial), read where `contracted` is not 0.
     `inverse_square` (of the cutoff) and `damping` are float32 in that unit.
     """
     radial, basis, degree, dense = literals((n_radial, n_basis, l_max, contracted))
     if degree == 0:
         basis = 0
-    n_harmonics = (degree + 1) ** 2 - 1
-    atom_rows = DIRECTION_ROWS + basis
+    parts = Parts(radial, basis, degree, dense)
     signature = types.void(
         *(types.uintp, types.int64), *(types.uintp,) * 5, *(types.float32,) * 2, n_radial, n_basis, l_max, contracted
     )
 
-    def first_pass(builder: Any, arguments: Any) -> Any:
-        """Two-body sums; the terms of the atoms within the cutoff of any lane, and how many these are."""
-        atoms, n_atoms, lanes, terms, sums, _, matrix, inverse_square, damping = arguments[:9]
-        points = [builder.load(pointer(builder, lanes, d * ROW_BYTES, INTEGERS), align=ROW_BYTES) for d in range(3)]
-        scale, soft = (Value(builder, _spread(builder, x)) for x in (inverse_square, damping))
-        two_body = Sums(builder, VECTOR, radial)
-        place = _variable(builder, terms)
-        with loop(builder, n_atoms) as i:
-            atom = builder.add(atoms, times(builder, i, ATOM_BYTES))
-            deltas = []
-            for d in range(3):
-                position = builder.load(pointer(builder, atom, d * WORD, I32))
-                difference = builder.sub(_spread(builder, position), points[d])
-                deltas.append(Value(builder, builder.sitofp(difference, VECTOR)))
-            dx, dy, dz = deltas
-            square = dx * dx + dy * dy + dz * dz
-            u = square * scale
-            near = builder.fcmp_ordered("<", u.value, u.constant(1.0))
-            mask = builder.bitcast(near, ir.IntType(W))
-            with builder.if_then(builder.icmp_unsigned("!=", mask, ir.Constant(mask.type, 0))):
-                values = formulas.radial_functions(u, radial)
-                for n in range(radial):
-                    two_body.add(n, values[n])
-                if basis:
-                    here = builder.load(place)
-                    for d, value in enumerate(formulas.direction(dx, dy, dz, square, soft)):
-                        _store(builder, value, here, d * ROW_BYTES)
-                    for n in range(basis):
-                        value = values[n]
-                        if dense:
-                            value = _combination(builder, values, matrix, n * radial)
-                        _store(builder, value, here, (DIRECTION_ROWS + n) * ROW_BYTES)
-                    builder.store(builder.add(here, ir.Constant(I64, atom_rows * ROW_BYTES)), place)
-        for n in range(radial):
-            _store(builder, two_body[n], sums, n * ROW_BYTES)
-        return builder.udiv(builder.sub(builder.load(place), terms), ir.Constant(I64, atom_rows * ROW_BYTES))
-
     def generate(context, builder, signature, arguments):
-        n_near = first_pass(builder, arguments)
-        terms, projections = arguments[3], arguments[5]
-        if not basis:
-            return context.get_dummy_value()
-        for channels in groups(range(basis), MOST_CHANNELS):
-            for part in groups(formulas.columns(degree), max(1, REGISTER_SUMS // len(channels))):
-                sums = Sums(builder, VECTOR, len(channels) * len(part))
-                with loop(builder, n_near) as i:
-                    atom = builder.add(terms, times(builder, i, atom_rows * ROW_BYTES))
-                    damped = [_row(builder, atom, d * ROW_BYTES) for d in range(DIRECTION_ROWS)]
-                    values = formulas.harmonics(*damped, list(part))
-                    for a, n in enumerate(channels):
-                        radial_value = _row(builder, atom, (DIRECTION_ROWS + n) * ROW_BYTES)
-                        for b, value in enumerate(values):
-                            sums.add(a * len(part) + b, radial_value * value)
-                for a, n in enumerate(channels):
-                    for b, key in enumerate(part):
-                        row = n * n_harmonics + formulas.place(*key)
-                        value = sums[a * len(part) + b] * formulas.norm(*key[:2])
-                        _store(builder, value, projections, row * ROW_BYTES)
+        atoms, n_atoms, lanes, terms, sums, projections, matrix, inverse_square, damping = arguments[:9]
+        _align_stack(builder)
+        scale, soft = (Value(builder, _spread(builder, x)) for x in (inverse_square, damping))
+        room = builder.add(n_atoms, ir.Constant(I64, SPARE_ATOMS))
+        channels = builder.add(terms, times(builder, room, NEAR_ROWS * ROW_BYTES))
+        n_near = _gather(builder, atoms, n_atoms, lanes, terms, scale)
+        parts.functions(builder, terms, n_near, channels, sums, matrix, scale, soft)
+        if basis:
+            parts.project(builder, terms, n_near, channels, projections)
+            if dense == FACTORED:
+                parts.mix(builder, projections, matrix)
         return context.get_dummy_value()
 
     return signature, generate
+
+
+def _align_stack(builder: Any) -> None:
+    """Let vectors that do not fit into registers lie on whole cache lines (measured: a twentieth of the time)."""
+    # llvmlite checks the names of attributes, and knows none that are strings.
+    set.add(builder.function.attributes, '"stackrealign"')
+
+
+def _gather(builder: Any, atoms: Any, n_atoms: Any, lanes: Any, near: Any, scale: Any) -> Any:
+    """Vector and squared length to each atom within the cutoff of any lane, to `near`; how many atoms these are."""
+    points = [builder.load(pointer(builder, lanes, d * ROW_BYTES, INTEGERS), align=ROW_BYTES) for d in range(3)]
+    place = _variable(builder, near)
+    with loop(builder, n_atoms) as i:
+        atom = builder.add(atoms, times(builder, i, ATOM_BYTES))
+        here = builder.load(place)
+        deltas = []
+        for d in range(3):
+            position = builder.load(pointer(builder, atom, d * WORD, I32))
+            difference = builder.sub(_spread(builder, position), points[d])
+            deltas.append(Value(builder, builder.sitofp(difference, VECTOR)))
+        dx, dy, dz = deltas
+        square = dx * dx + dy * dy + dz * dz
+        for d, value in enumerate((dx, dy, dz, square)):
+            _store(builder, value, here, d * ROW_BYTES)
+        inside = builder.fcmp_ordered("<", (square * scale).value, square.constant(1.0))
+        mask = builder.bitcast(inside, ir.IntType(W))
+        step = builder.select(
+            builder.icmp_unsigned("!=", mask, ir.Constant(mask.type, 0)),
+            ir.Constant(I64, NEAR_ROWS * ROW_BYTES), ir.Constant(I64, 0),
+        )  # fmt: skip
+        builder.store(builder.add(here, step), place)
+    return builder.udiv(builder.sub(builder.load(place), near), ir.Constant(I64, NEAR_ROWS * ROW_BYTES))
+
+
+class Parts:
+    """What `project` does with the atoms that are near."""
+
+    def __init__(self, radial: int, basis: int, degree: int, dense: int) -> None:
+        self.radial, self.basis, self.degree, self.dense = radial, basis, degree, dense
+        self.n_harmonics = (degree + 1) ** 2 - 1
+
+    def functions(
+        self, builder: Any, near: Any, n_near: Any, channels: Any, sums: Any, matrix: Any, scale: Value, soft: Value
+    ) -> None:
+        """Two-body sums, the channels of each atom and, in place of the vector to it, its damped direction."""
+        two_body = Sums(builder, VECTOR, self.radial)
+        pairs = builder.udiv(n_near, ir.Constant(I64, 2))
+
+        def part(first: Any, n: int) -> None:
+            sources = [builder.add(near, times(builder, first, NEAR_ROWS * ROW_BYTES))]
+            targets = [builder.add(channels, times(builder, first, self.basis * ROW_BYTES))]
+            for some, rows in ((sources, NEAR_ROWS), (targets, self.basis)):
+                while len(some) < n:
+                    some.append(builder.add(some[-1], ir.Constant(I64, rows * ROW_BYTES)))
+
+            def keep(value: Side, places: list[Any], row: int) -> None:
+                for one, place in zip(value.values, places, strict=True):
+                    _store(builder, one, place, row * ROW_BYTES)
+
+            dx, dy, dz, square = (Side(*(_row(builder, s, d * ROW_BYTES) for s in sources)) for d in range(NEAR_ROWS))
+            values = formulas.radial_functions(square * scale, self.radial)
+            if self.basis:
+                for d, value in enumerate(formulas.direction(dx, dy, dz, square, soft)):
+                    keep(value, sources, d)
+            skip = self.basis if self.dense == FACTORED else 0 if self.dense else self.radial
+            totals = list(values[: self.basis]) if self.dense != CONTRACTED else [None] * self.basis
+            for k, value in enumerate(values):
+                for one in value.values:
+                    two_body.add(k, one)
+                for j in range(self.basis if k >= skip else 0):
+                    number = builder.load(pointer(builder, matrix, (j * self.radial + k) * WORD, F32))
+                    term = value * Value(builder, _spread(builder, number))
+                    totals[j] = term if totals[j] is None else totals[j] + term
+            for j, total in enumerate(totals):
+                keep(total, targets, j)
+
+        with loop(builder, pairs) as i:
+            part(times(builder, i, 2), 2)
+        odd = builder.and_(n_near, ir.Constant(I64, 1))
+        with builder.if_then(builder.icmp_unsigned("!=", odd, ir.Constant(I64, 0))):
+            part(builder.sub(n_near, odd), 1)
+        for n in range(self.radial):
+            _store(builder, two_body[n], sums, n * ROW_BYTES)
+
+    def project(self, builder: Any, near: Any, n_near: Any, channels: Any, projections: Any) -> None:
+        """Sums over the atoms of the products of channels and harmonics."""
+        for some in groups(range(self.basis), MOST_CHANNELS):
+            for part in groups(formulas.columns(self.degree), max(1, REGISTER_SUMS // len(some))):
+                sums = Sums(builder, VECTOR, len(some) * len(part))
+                with loop(builder, n_near) as i:
+                    here = builder.add(near, times(builder, i, NEAR_ROWS * ROW_BYTES))
+                    atom = builder.add(channels, times(builder, i, self.basis * ROW_BYTES))
+                    damped = [_row(builder, here, d * ROW_BYTES) for d in range(NEAR_ROWS)]
+                    values = formulas.harmonics(*damped, list(part))
+                    for a, n in enumerate(some):
+                        radial_value = _row(builder, atom, n * ROW_BYTES)
+                        for b, value in enumerate(values):
+                            sums.add(a * len(part) + b, radial_value * value)
+                for a, n in enumerate(some):
+                    for b, key in enumerate(part):
+                        row = n * self.n_harmonics + formulas.place(*key)
+                        value = sums[a * len(part) + b] * formulas.norm(*key[:2])
+                        _store(builder, value, projections, row * ROW_BYTES)
+
+    def mix(self, builder: Any, projections: Any, matrix: Any) -> None:
+        """What is left of the contraction."""
+        with loop(builder, ir.Constant(I64, self.n_harmonics)) as i:
+            column = builder.add(projections, times(builder, i, ROW_BYTES))
+            step = self.n_harmonics * ROW_BYTES
+            found = [_row(builder, column, n * step) for n in range(self.basis)]
+            for n in range(self.basis):
+                _store(builder, _combination(builder, found, matrix, n * self.radial), column, n * step)
+
+
+class Side:
+    """Values that one formula makes side by side."""
+
+    def __init__(self, *values: Value) -> None:
+        self.values = values
+
+    def _each(self, operate: Any, other: Any = None) -> Side:
+        others = other.values if isinstance(other, Side) else (other,) * len(self.values)
+        return Side(*(operate(a, b) for a, b in zip(self.values, others, strict=True)))
+
+    def __add__(self, other: Any) -> Side:
+        return self._each(lambda a, b: a + b, other)
+
+    def __sub__(self, other: Any) -> Side:
+        return self._each(lambda a, b: a - b, other)
+
+    def __rsub__(self, other: Any) -> Side:
+        return self._each(lambda a, b: b - a, other)
+
+    def __mul__(self, other: Any) -> Side:
+        return self._each(lambda a, b: a * b, other)
+
+    def square_root(self) -> Side:
+        """The square roots."""
+        return self._each(lambda a, _: a.square_root())
+
+    def inverse_root(self) -> Side:
+        """One over the square roots."""
+        return self._each(lambda a, _: a.inverse_root())
+
+    def smaller(self, number: float) -> Side:
+        """The smaller of each and a constant."""
+        return self._each(lambda a, _: a.smaller(number))
 
 
 def _variable(builder: Any, value: Any) -> Any:

@@ -75,11 +75,14 @@ def _fill_bricks(nx, ny, nz, order, start, block_start):
                 for x0 in range(bx, min(bx + BLOCK, nx), BRICK):
                     for y0 in range(by, min(by + BLOCK, ny), BRICK):
                         for z0 in range(bz, min(bz + BLOCK, nz), BRICK):
-                            for x in range(x0, min(x0 + BRICK, nx)):
-                                for y in range(y0, min(y0 + BRICK, ny)):
-                                    for z in range(z0, min(z0 + BRICK, nz)):
-                                        order[n] = (x * ny + y) * nz + z
-                                        n += 1
+                            # In columns of 2 x 2, so that the 16 points of a SIMD register are near each other.
+                            for x2 in range(x0, min(x0 + BRICK, nx), 2):
+                                for y2 in range(y0, min(y0 + BRICK, ny), 2):
+                                    for x in range(x2, min(x2 + 2, nx)):
+                                        for y in range(y2, min(y2 + 2, ny)):
+                                            for z in range(z0, min(z0 + BRICK, nz)):
+                                                order[n] = (x * ny + y) * nz + z
+                                                n += 1
                             brick += 1
                             start[brick] = n
                 block += 1

@@ -26,9 +26,10 @@ from gpurho.kernels._cpu_fast import bound, cell_range, gather
 from gpurho.kernels._smooth_formulas import DAMPING, UNIT
 from gpurho.kernels._smooth_lanes import (
     ATOM_BYTES,
-    DIRECTION_ROWS,
     KERNEL,
+    NEAR_ROWS,
     ROW_BYTES,
+    SPARE_ATOMS,
     W,
     call_kernel,
     load_count,
@@ -120,14 +121,18 @@ def _make_driver(version: int) -> Any:
             ids = np.empty(room, np.int32)
             distances2 = np.empty(room, np.float64)
             near = np.empty((n_species, room, 3), np.float64)
+            whole = np.empty((n_species, room, 4), np.int32)
             n_near = np.empty(n_species, np.int64)
             for s in range(n_species):
                 n_near[s] = gather(positions, cell_start[s], centre, reach, low, high, shape, ids, distances2)
                 _in_order(positions, ids, n_near[s], near[s])
+                for i in range(n_near[s]):
+                    for d in range(3):
+                        whole[s, i, d] = _whole(near[s, i, d])
             atoms = np.empty((n_species, room, 4), np.int32)
             n_atoms = np.empty(n_species, np.int64)
             lanes = _rows(3).view(np.int32)
-            terms = _rows(room * atom_rows)
+            terms = _rows((room + SPARE_ATOMS) * atom_rows)
             projections = _rows(projection_rows)
             table = _rows(n_columns)
             rows = np.empty(W, np.uint64)
@@ -153,9 +158,8 @@ def _make_driver(version: int) -> Any:
                                 ay = near[s, i, 1]
                                 az = near[s, i, 2]
                                 if (ax - x) ** 2 + (ay - y) ** 2 + (az - z) ** 2 <= far:
-                                    atoms[s, n, 0] = _whole(ax)
-                                    atoms[s, n, 1] = _whole(ay)
-                                    atoms[s, n, 2] = _whole(az)
+                                    for d in range(3):
+                                        atoms[s, n, d] = whole[s, i, d]
                                     n += 1
                             n_atoms[s] = n
                     for lane in range(W):
@@ -221,7 +225,7 @@ def make_kernel(n_species: int, n_radial: int, n_basis: int, l_max: int, contrac
 
 def scratch_rows(n_species: int, n_basis: int, l_max: int) -> tuple[int, int]:
     """Rows of scratch per atom, and of projections."""
-    return DIRECTION_ROWS + n_basis, max(1, n_species * n_basis * ((l_max + 1) ** 2 - 1))
+    return NEAR_ROWS + n_basis, max(1, n_species * n_basis * ((l_max + 1) ** 2 - 1))
 
 
 def _source_version() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from gpurho.descriptors import DescriptorSpec, Environment, descriptors
 from gpurho.errors import SettingsError
 from gpurho.grid import Grid
 from gpurho.kernels import _smooth_formulas as formulas
+from gpurho.kernels._smooth_lanes import CONTRACTED, FACTORED
+from gpurho.kernels.smooth import contraction_matrix
 from gpurho.partition import make_tiles
 from gpurho.structure import Structure
 
@@ -25,10 +28,9 @@ ACCURACY = 1e-5
 """Of the largest value of a column, or of 1 where the column is smaller."""
 
 
-def combinations(n_species, n_basis, n_radial, seed=0):
-    return tuple(
-        tuple(map(tuple, rows)) for rows in np.random.default_rng(seed).normal(0, 0.4, (n_species, n_basis, n_radial))
-    )
+def combinations(n_species, n_basis, n_radial, identity=0.0):
+    rows = np.random.default_rng(0).normal(0, 0.4, (n_species, n_basis, n_radial))
+    return tuple(tuple(map(tuple, block)) for block in rows + identity * np.eye(n_basis, n_radial))
 
 
 # Few sizes, each of which is compiled once.
@@ -45,6 +47,15 @@ SPECS = [
         contraction=combinations(3, 3, 7),
     ),
     DescriptorSpec(("Al",), family="smooth", cutoff=6.5, n_radial=13, n_basis=0),
+    DescriptorSpec(
+        ("Al", "Si", "Ge"),
+        family="smooth",
+        cutoff=4.5,
+        n_radial=8,
+        n_basis=5,
+        l_max=4,
+        contraction=combinations(3, 5, 8, identity=3.0),
+    ),
 ]
 
 
@@ -165,7 +176,21 @@ def test_the_sign_of_a_rotation_is_seen_but_not_of_a_reflection():
     assert np.abs(descriptors(atoms, points, AL) - reference).max() > 0.1
 
 
-@pytest.mark.parametrize("spec", [AL, SPECS[2]])
+def test_a_contraction_is_taken_apart_where_its_first_columns_are_well_conditioned():
+    n = SPECS[4].n_basis
+    how, taken = contraction_matrix(SPECS[4]._sizes())
+    assert how == FACTORED
+    whole = taken[:, :, :n] @ np.concatenate([np.broadcast_to(np.eye(n), (3, n, n)), taken[:, :, n:]], axis=2)
+    np.testing.assert_allclose(whole, SPECS[4].contraction, atol=1e-6)
+    how, taken = contraction_matrix(SPECS[2]._sizes())
+    assert how == CONTRACTED
+    np.testing.assert_array_equal(taken, np.float32(SPECS[2].contraction))
+    singular = replace(SPECS[2]._sizes(), contraction=(((1.0,) * 7,) * 3,) * 3)
+    assert contraction_matrix(singular)[0] == CONTRACTED
+    assert contraction_matrix(AL._sizes())[0] == 0
+
+
+@pytest.mark.parametrize("spec", [AL, SPECS[2], SPECS[4]])
 def test_tiles_have_the_bits_of_the_grid_whatever_their_shape(spec):
     atoms = rattled_fcc() if len(spec.species) == 1 else alloy()
     atoms.set_cell(atoms.cell.array @ np.array([[1, 0.2, 0], [0, 1, 0.1], [-0.1, 0, 1]]), scale_atoms=True)
