@@ -16,10 +16,14 @@ import re
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
+from sass_check import shipped
+
+if TYPE_CHECKING:
+    from gpurho.kernels.smooth import SmoothSizes
 
 DEVICES = {"H200": (132, 128, 1.98e9, 4.8e12), "A100": (108, 64, 1.41e9, 1.6e12), "V100": (80, 64, 1.53e9, 0.9e12)}
 """Name -> (multiprocessors, float32 lanes of each, clock in Hz, memory in byte/s), from the vendor's data sheets."""
@@ -27,14 +31,13 @@ SHARE = 0.5
 """Of the issue rate that a kernel of long dependent chains is expected to reach."""
 PAPER_POINTS = 175**3 / 1372 * 4.1e6
 """Grid points of 4.1 million aluminium atoms at the paper's production mesh."""
-CASES = {"al": (("Al",), 100), "sige": (("Ge", "Si"), 344)}
-"""Shipped model -> (species, features); cutoff (angstrom), radial functions, channels and degrees are those of both."""
-CUTOFF, N_RADIAL, N_CHANNELS, L_MAX = 6.0, 16, 6, 4
+CASES = {"al": ("Al",), "sige": ("Ge", "Si")}
+"""Shipped models and their species."""
 SPACING = 0.159
 BATCH_EDGE = 4
 
 
-def atoms_of_a_batch(species: tuple[str, ...]) -> dict[str, float]:
+def atoms_of_a_batch(species: tuple[str, ...], cutoff: float) -> dict[str, float]:
     """Mean number of atoms within the cutoff of the sphere around a batch of 4^3 points, by species."""
     from ase.build import bulk
     from scipy.spatial import cKDTree
@@ -50,21 +53,17 @@ def atoms_of_a_batch(species: tuple[str, ...]) -> dict[str, float]:
     found = {}
     for symbol in species:
         tree = cKDTree(atoms.positions[atoms.symbols == symbol])
-        found[symbol] = float(np.mean([len(hits) for hits in tree.query_ball_point(places, CUTOFF + radius)]))
+        found[symbol] = float(np.mean([len(hits) for hits in tree.query_ball_point(places, cutoff + radius)]))
     return found
 
 
-def kernel_ptx(n_species: int) -> str:
+def kernel_ptx(sizes: SmoothSizes) -> str:
     """PTX of the kernel of all features."""
     from numba import cuda
 
     from gpurho.kernels._cuda_sources import kernel_sources
-    from gpurho.kernels.smooth import SmoothSizes
 
-    # The numbers of the matrix do not change the count.
-    channels = np.random.default_rng(0).normal(0, 1, (n_species, N_CHANNELS, N_RADIAL)).tolist()
-    matrix = tuple(tuple(tuple(row) for row in block) for block in channels)
-    source = kernel_sources(SmoothSizes(n_species, N_RADIAL, N_CHANNELS, L_MAX, CUTOFF, matrix))["expand"]
+    source = kernel_sources(sizes)["expand"]
     device = types.SimpleNamespace(compute_capability=(9, 0))
     with mock.patch("numba.cuda.dispatcher.get_current_device", return_value=device):
         return cuda.compile_ptx(source.make(), source.signature, cc=(9, 0), **source.options)[0]
@@ -87,10 +86,10 @@ def loops(ptx: str) -> tuple[int, list[list[str]]]:
     return len(body) - sum(map(len, found)), found
 
 
-def count(species: tuple[str, ...], n_features: int) -> dict[str, Any]:
+def count(species: tuple[str, ...], sizes: SmoothSizes) -> dict[str, Any]:
     """Instructions per grid point, by part."""
-    around = atoms_of_a_batch(species)
-    straight, parts = loops(kernel_ptx(len(species)))
+    around = atoms_of_a_batch(species, sizes.cutoff)
+    straight, parts = loops(kernel_ptx(sizes))
     over_atoms = [part for part in parts if sum(name.startswith("fma") for name in part) >= 50]
     writing = max((len(part) for part in parts if sum(name.startswith("st.") for name in part) == 4), default=0)
     # Loops over the atoms of one species after the other, in each pass.
@@ -100,9 +99,9 @@ def count(species: tuple[str, ...], n_features: int) -> dict[str, Any]:
         "atoms_of_a_batch": around,
         "instructions_per_atom": [len(part) for part in over_atoms],
         "over_atoms": atoms,
-        "writing_features": writing * n_features / 4,
+        "writing_features": writing * sizes.n_features / 4,
         "outside_of_loops": straight,
-        "total": atoms + writing * n_features / 4 + straight,
+        "total": atoms + writing * sizes.n_features / 4 + straight,
     }
 
 
@@ -112,10 +111,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args(arguments)
     report: dict[str, Any] = {"share_of_issue_rate": SHARE, "paper_points": PAPER_POINTS, "models": {}}
-    for name, (species, n_features) in CASES.items():
-        row = count(species, n_features)
+    from gpurho.kernels.smooth import SmoothSizes
+
+    for name, species in CASES.items():
+        sizes = SmoothSizes(**shipped(name))
+        row = count(species, sizes)
         # Features written and read again once, results written.
-        row["bytes"] = 2 * 4 * n_features + 12
+        row["bytes"] = 2 * 4 * sizes.n_features + 12
         row["points_per_second"] = {
             device: 1 / (row["total"] / (SHARE * units * lanes * clock) + row["bytes"] / memory)
             for device, (units, lanes, clock, memory) in DEVICES.items()

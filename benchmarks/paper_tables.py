@@ -223,23 +223,21 @@ def measure_gpurho(
     class Timed(Stages):
         seconds: dict[str, float]
 
-        def features(self, tile: Any) -> Any:
+        def evaluate(self, tile: Any, wait: bool = False) -> Any:
             start = time.process_time()
-            result = super().features(tile)
-            self.seconds["descriptors"] += time.process_time() - start
-            return result
-
-        def network(self, features: Any, tile: Any) -> Any:
-            start = time.process_time()
-            result = super().network(features, tile)
-            self.seconds["network"] += time.process_time() - start
-            return result
+            begun = super().evaluate(tile, wait)
+            spent = time.process_time() - start
+            network = spent * begun.network_seconds / (begun.feature_seconds + begun.network_seconds)
+            self.seconds["descriptors"] += spent - network
+            self.seconds["network"] += network
+            return begun
 
     made: list[Timed] = []
 
     def stages(job: Any) -> Timed:
         made.append(Timed(job))
-        made[0]._features.fill(0.0)  # fresh pages: once a run, not once a point
+        if len(made[0]._features):
+            made[0]._features.fill(0.0)  # fresh pages: once a run, not once a point
         made[0].seconds = {"setup": time.process_time() - start, "descriptors": 0.0, "network": 0.0}
         return made[0]
 

@@ -22,14 +22,27 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+MODELS = Path(__file__).parent.parent / "gpurho" / "data"
+
+
+def shipped(name: str) -> dict[str, Any]:
+    """Sizes of the smooth descriptors of a shipped model, from the head of its file, without torch."""
+    with open(MODELS / f"{name}.safetensors", "rb") as file:
+        head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    spec = json.loads(head["__metadata__"]["gpurho"])["descriptor"]
+    sizes = {key: spec[key] for key in ("n_radial", "n_basis", "l_max", "cutoff")}
+    rows = tuple(tuple(tuple(row) for row in block) for block in spec["contraction"])
+    return {"n_species": len(spec["species"]), **sizes, "contraction": rows}
+
+
 NUMBERS = {"n_distances": 60, "n_angle_atoms": 15, "n_angle_neighbors": 3, "cutoff": 9.0}
 SPECIFICATIONS = {
     "Al": ("FeatureSizes", {**NUMBERS, "n_species": 1, "n_cross": 0}),
     "SiGe": ("FeatureSizes", {**NUMBERS, "n_species": 2, "n_cross": 4}),
     "Al smooth": ("SmoothSizes", {"n_species": 1, "n_radial": 20, "n_basis": 6, "l_max": 4, "cutoff": 5.0}),
     "SiGe smooth": ("SmoothSizes", {"n_species": 2, "n_radial": 20, "n_basis": 6, "l_max": 4, "cutoff": 5.0}),
-    "al": ("SmoothSizes", {"n_species": 1, "n_radial": 16, "n_basis": 6, "l_max": 4, "cutoff": 6.0}),
-    "sige": ("SmoothSizes", {"n_species": 2, "n_radial": 16, "n_basis": 6, "l_max": 4, "cutoff": 6.0}),
+    "al": ("SmoothSizes", shipped("al")),
+    "sige": ("SmoothSizes", shipped("sige")),
     "Al smooth, large": ("SmoothSizes", {"n_species": 1, "n_radial": 24, "n_basis": 8, "l_max": 6, "cutoff": 6.5}),
 }
 """Of the scalar-product family the paper's, for one species and for two with cross cosines; of the smooth one the

@@ -7,7 +7,7 @@ their projections on radial functions and spherical harmonics: smooth in all pos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpurho.errors import DeviceError, GridError, SettingsError, UnknownSpeciesError
+from gpurho.features import Features, StartedFeatures
 from gpurho.grid import Grid
 from gpurho.host import launch_numba
 from gpurho.kernels.batches import Batches, grid_batches, point_batches
@@ -23,6 +24,8 @@ from gpurho.structure import MAX_COORDINATE, Structure, as_structure, real_array
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+    from gpurho.kernels.smooth import BlockNetwork, SmoothOutputs
 
 FAMILIES = ("scalar-product", "smooth")
 COMMON = ("species", "cutoff", "family")
@@ -219,53 +222,6 @@ class DescriptorSpec:
         )
 
 
-@dataclass(frozen=True)
-class Features:
-    """Descriptors of some points.
-
-    Parameters
-    ----------
-    values : (n_points, n_features) float32
-        A NumPy array on the CPU, a torch tensor on a CUDA device.
-    n_capped : int
-        Points that have fewer atoms of some species within the cutoff than `n_distances`; of the smooth family,
-        points that have no atom there.
-    n_tied : int
-        Points where the tie rule decided the order of equally distant atoms.
-    n_exact : int
-        Points that took the exact path of the kernels.
-    """
-
-    values: Any
-    n_capped: int
-    n_tied: int
-    n_exact: int
-
-
-@dataclass(frozen=True)
-class StartedFeatures:
-    """Descriptors of some points that a device may still be at work on.
-
-    Parameters
-    ----------
-    values : (n_points, n_features) float32
-        As those of `Features`; work on the same CUDA stream may follow.
-    marks : (n,) int32 CUDA tensor, or None
-        For `settle`, once it is on the host; None where nothing is left to be known.
-    """
-
-    values: Any
-    marks: Any
-    _settle: Callable[[Any], Features | None]
-
-    def settle(self, marks: Any = None) -> Features | None:
-        """The descriptors with their counts; None where the device had too little room, and all has to be done again.
-
-        `marks` are those of the device, on the host.
-        """
-        return self._settle(marks)
-
-
 class Environment:
     """The atoms of a structure, prepared once for descriptors at any points.
 
@@ -337,6 +293,16 @@ class Environment:
             return None if counts is None else Features(values, *counts)
 
         return StartedFeatures(values, marks, settle)
+
+    def tile_outputs(self, grid: Grid, tile: Tile, network: BlockNetwork, chosen: NDArray[np.integer]) -> SmoothOutputs:
+        """What a network says of a tile, on the CPU, of descriptors that are smooth; those of some points with it.
+
+        `chosen` (n_chosen,) are numbers of points of the tile, in C order.
+        """
+        from gpurho.kernels.smooth import smooth_outputs
+
+        points, batches, hull = self._tile(grid, tile)
+        return smooth_outputs(points, batches, self._cells(hull), self._sizes, network, chosen)
 
     def _tile(self, grid: Grid, tile: Tile) -> tuple[Any, Batches, NDArray[np.float64]]:
         """Points of a tile, on the device; their batches; and the corners."""

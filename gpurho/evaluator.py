@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -14,9 +14,13 @@ from gpurho.layers import LOG_VARIANCE_LIMITS
 from gpurho.uncertainty import CalibrationFactors, curve_factors
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gpurho.fused import FusedNetwork
     from gpurho.hostnet import HostNetwork
-    from gpurho.scriptnet import ScriptNetwork
+    from gpurho.kernels.smooth import BlockNetwork
+    from gpurho.scriptnet import Outputs, ScriptNetwork
 
 PRECISIONS = ("auto", "fp32", "bf16")
 EXECUTORS = ("auto", "script", "fused")
@@ -95,24 +99,36 @@ class Evaluator:
         """
         self._check(features)
         with torch.inference_mode():
-            out = self._network(features)
-            # In place; the network's outputs are in units of the standardised target.
-            mean = out.density.mul_(self._scale).add_(self._offset)
-            if out.superposition is not None:
-                mean.add_(out.superposition)
-            if out.log_variance is None or out.variance is None or out.excess is None:
-                return [mean], _flags([mean], None)
-            factors = self._factors
-            aleatoric = out.log_variance.clamp_(*LOG_VARIANCE_LIMITS).mul_(0.5).exp_()
-            aleatoric.mul_(self._scale * factors.aleatoric)
-            epistemic = out.variance.sqrt_().mul_(self._scale * factors.epistemic)
-            if factors.density:
-                factor = curve_factors(mean, *self._curve)
-                aleatoric.mul_(factor)
-                epistemic.mul_(factor)
-            epistemic = epistemic.hypot_(extrapolation_sigma(out.excess, self._rms))
-            values = [mean, aleatoric, epistemic]
-            return values, _flags(values, out.excess)
+            return self._finished(self._network(features))
+
+    @property
+    def by_blocks(self) -> BlockNetwork | None:
+        """The network for `gpurho.descriptors.Environment.tile_outputs`, where there is such a one."""
+        return getattr(self._network, "by_blocks", None)
+
+    def finished(self, rows: NDArray[np.float32]) -> tuple[list[Tensor], Tensor]:
+        """What `unchecked` returns, from rows that the network of `by_blocks` filled."""
+        with torch.inference_mode():
+            return self._finished(cast("HostNetwork", self._network).outputs(rows))
+
+    def _finished(self, out: Outputs) -> tuple[list[Tensor], Tensor]:
+        # In place; the network's outputs are in units of the standardised target.
+        mean = out.density.mul_(self._scale).add_(self._offset)
+        if out.superposition is not None:
+            mean.add_(out.superposition)
+        if out.log_variance is None or out.variance is None or out.excess is None:
+            return [mean], _flags([mean], None)
+        factors = self._factors
+        aleatoric = out.log_variance.clamp_(*LOG_VARIANCE_LIMITS).mul_(0.5).exp_()
+        aleatoric.mul_(self._scale * factors.aleatoric)
+        epistemic = out.variance.sqrt_().mul_(self._scale * factors.epistemic)
+        if factors.density:
+            factor = curve_factors(mean, *self._curve)
+            aleatoric.mul_(factor)
+            epistemic.mul_(factor)
+        epistemic = epistemic.hypot_(extrapolation_sigma(out.excess, self._rms))
+        values = [mean, aleatoric, epistemic]
+        return values, _flags(values, out.excess)
 
     def settle(self, flags: list[int], n_points: int) -> int:
         """Take note of the flags of `n_points` points; returns how many of them lie outside of the training domain.

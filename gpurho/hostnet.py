@@ -36,6 +36,7 @@ from gpurho.kernels.dense_cpu import (
     N,
     padded,
 )
+from gpurho.kernels.smooth import BlockNetwork
 from gpurho.scriptnet import Inputs, Outputs
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ SAMPLED_POINTS = 2048
 """Points whose inputs are kept for all drawn networks, each of which is then read once for them."""
 MOST_POINTS = 2**15
 """Points that a thread takes at once, at most."""
+MOST_WEIGHTS = 2**20
+"""Bytes of drawn networks up to which they stay in a core's cache from block to block of the points."""
 UNBOUNDED = 3.0e38
 ALIGNMENT = 64
 
@@ -81,41 +84,56 @@ class HostNetwork:
         self.mode = ANALYTIC if network.analytic else LAST_LAYER if network.last_layer else MEAN
         self._with_sigma, self._two_body = with_sigma, inputs.baseline is not None
         sets = [_Packed(n, padded(inputs.n_features), precision, self.kind) for n in networks]
-        self._packed = _aligned((len(sets), max(s.size for s in sets)))
-        for row, packed in zip(self._packed, sets, strict=True):
-            packed.copy_to(row)
-        self._places = np.stack([s.places for s in sets])
-        self._shifts = np.array([s.shifts for s in sets], np.float32)
+        packed = _aligned((len(sets), max(s.size for s in sets)))
+        for row, numbers in zip(packed, sets, strict=True):
+            numbers.copy_to(row)
+        places = np.stack([s.places for s in sets])
+        shifts = np.array([s.shifts for s in sets], np.float32)
         hidden, layers = len(network.layers) - 1, network.n_layers
-        self._skip = np.zeros(hidden, np.float32)
+        skip = np.zeros(hidden, np.float32)
         for i in range(hidden):
             if i % layers:
-                self._skip[i] = float(network.skip[i // layers, i % layers - 1])
-        self._columns = _columns(inputs)
-        self._points = SAMPLED_POINTS if len(sets) > 1 else POINTS
+                skip[i] = float(network.skip[i // layers, i % layers - 1])
+        columns = _columns(inputs)
+        self._many = len(sets) > 1
+        self._points = SAMPLED_POINTS if self._many else POINTS
+        self._rows = 1 + self._two_body + 3 * with_sigma
         decays = bool(inputs.columns) and inputs.length > 0
-        self._run = dense_cpu.make_driver(
+        self._run = dense_cpu.make_kernel(
             KINDS.index(self.kind), self.mode, int(with_sigma), int(decays), int(self._two_body), dense_cpu.VERSION
         )
+        self._held = packed, columns, places, skip, shifts  # what the table has the addresses of
+        sizes = inputs.n_features, self._rows, len(columns), hidden, *packed.shape, self._points, POINTS
+        arrays = columns, packed, places, skip, shifts, dense_cpu.TILES
+        self._table = np.array([*sizes, *(a.ctypes.data for a in arrays)], np.int64)
         keep_freed_memory()
 
     def __call__(self, features: Tensor) -> Outputs:
         """Outputs for features (n, n_features)."""
         n = features.size(0)
         values = features.contiguous().numpy()
-        rows = 1 + self._two_body + 3 * self._with_sigma
-        out = torch.empty((rows, n), dtype=torch.float32)
-        numbers = out.numpy()
+        # Not a number where nothing is written, as after an error in the kernel, which cannot tell.
+        out = np.full((self._rows, n), np.nan, np.float32)
         share = -(-n // (4 * torch.get_num_threads() * self._points)) * self._points
         step = max(self._points, min(MOST_POINTS, share))
 
         def part(first: int) -> None:
-            self._run(
-                values, first, min(first + step, n), self._points, POINTS, self._columns, self._packed, self._places,
-                len(self._packed), self._skip, self._shifts, dense_cpu.TILES, numbers,
-            )  # fmt: skip
+            last = min(first + step, n)
+            self._run.ctypes(values.ctypes.data, first, last, out.ctypes.data, n, self._table.ctypes.data)
 
         side_by_side(part, range(0, n, step))
+        return self.outputs(out)
+
+    @property
+    def by_blocks(self) -> BlockNetwork | None:
+        """The network for points whose descriptors are made block by block; None where its weights fill a cache."""
+        if self._table[dense_cpu.SETS] * self._table[dense_cpu.SET_BYTES] > MOST_WEIGHTS and self._many:
+            return None
+        return BlockNetwork(self._run.address, self._table.ctypes.data, self._rows)
+
+    def outputs(self, rows: NDArray[np.float32]) -> Outputs:
+        """What rows of the kernel, (rows, n), say."""
+        out = torch.from_numpy(rows)
         log_variance, excess, variance = out[-3:] if self._with_sigma else (None, None, None)
         return Outputs(out[0], log_variance, variance, excess, out[1] if self._two_body else None)
 

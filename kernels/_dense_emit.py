@@ -15,6 +15,7 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
+from numba.extending import intrinsic
 
 from gpurho.kernels._smooth_emit import F32, I32, Value, pointer
 
@@ -65,6 +66,23 @@ class Number(Value):
         bits = self.builder.bitcast(self.value, INTEGERS)
         bits = self.builder.and_(bits, ir.Constant(INTEGERS, [2**31 - 1] * N))
         return Number(self.builder, self.builder.bitcast(bits, self.value.type))
+
+
+def _make_pointer(number: Any) -> Any:
+    @intrinsic
+    def pointer_to(typing_context, address):
+        """What lies at an address, for `numba.carray`."""
+        kind = types.CPointer(number)
+
+        def generate(context, builder, signature, arguments):
+            return builder.inttoptr(arguments[0], context.get_value_type(kind))
+
+        return kind(types.int64), generate
+
+    return pointer_to
+
+
+floats, longs = _make_pointer(types.float32), _make_pointer(types.int64)
 
 
 def element_bytes(kind: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 # Kernels are Numba's language, which mypy does not know.
 # mypy: no-check-untyped-defs
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from gpurho.kernels import _smooth_formulas as formulas
 from gpurho.kernels._smooth_emit import F32, I32, I64, WORD, Sums, Value, loop
 from gpurho.kernels._smooth_formulas import UNIT
 from gpurho.kernels.batches import LANES
-from gpurho.kernels.smooth import SmoothSizes
+from gpurho.kernels.smooth import SmoothSizes, part_channels, whole_channels
 
 MOST_SUMS = 150
 """Sums that a pass keeps in registers besides the two-body sums."""
@@ -295,7 +296,7 @@ def make_expander(sizes: SmoothSizes, flush: Callable[..., None], intrinsic: Any
                         if not share.harmonics:
                             return
                         damped = formulas.direction(dx, dy, dz, square, soft)
-                        radial = channels_of(sizes, species, values)
+                        radial = part_channels(sizes, species, values) or channels_of(sizes, species, values)
                         for k, y in enumerate(formulas.harmonics(*damped, list(share.harmonics))):
                             for n, value in enumerate(radial):
                                 projections.add((species * sizes.n_basis + n) * len(share.harmonics) + k, value * y)
@@ -319,9 +320,11 @@ def make_expander(sizes: SmoothSizes, flush: Callable[..., None], intrinsic: Any
                         write(start, [two_body[column[2]] for column in chunk], False)
                         start += len(chunk)
 
-                for slot in range(len(projections.slots)):
-                    key = share.harmonics[slot % len(share.harmonics)]
-                    projections.scale(slot, formulas.norm(*key[:2]))
+                for species, (k, key) in itertools.product(range(sizes.n_species), enumerate(share.harmonics)):
+                    slots = [(species * sizes.n_basis + n) * len(share.harmonics) + k for n in range(sizes.n_basis)]
+                    found = [projections[slot] * formulas.norm(*key[:2]) for slot in slots]
+                    for slot, value in zip(slots, whole_channels(sizes, species, found) or found, strict=True):
+                        projections.put(slot, value)
 
                 def projection(channel, key, share=share, projections=projections):
                     return projections[channel * len(share.harmonics) + share.harmonics.index(key)]

@@ -20,6 +20,13 @@ FLAGS = ("contract", "nnan", "ninf", "nsz", "arcp")
 WORD = 4
 """Bytes of a float32 and of an int32."""
 
+X86 = ("x86_64", "AMD64")
+DENSE = types.void(types.uintp, types.int64, types.int64, types.uintp, types.int64, types.uintp)
+"""Signature of a network that is called by its address, see `gpurho.kernels.dense_cpu.make_kernel`."""
+
+CONTRACTED, FACTORED = 1, 2
+"""How a contraction's matrix is given: as it is, or taken apart by `gpurho.kernels.smooth.contraction_matrix`."""
+
 I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
@@ -90,9 +97,9 @@ class Sums:
         """Add to one of the sums."""
         self.builder.store((self[i] + value).value, self.slots[i])
 
-    def scale(self, i: int, factor: float) -> None:
-        """Multiply one of the sums."""
-        self.builder.store((self[i] * factor).value, self.slots[i])
+    def put(self, i: int, value: Value) -> None:
+        """Replace one of the sums."""
+        self.builder.store(value.value, self.slots[i])
 
     def __getitem__(self, i: int) -> Value:
         return self.number(self.builder, self.builder.load(self.slots[i]))

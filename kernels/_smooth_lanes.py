@@ -6,14 +6,32 @@ and every sum over atoms stays in registers.
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 from llvmlite import binding, ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gpurho.kernels import _smooth_formulas as formulas
-from gpurho.kernels._smooth_emit import F32, I32, I64, WORD, Sums, Value, groups, literals, loop, pointer, times
+from gpurho.kernels._smooth_emit import (
+    CONTRACTED,
+    DENSE,
+    F32,
+    FACTORED,
+    I32,
+    I64,
+    WORD,
+    X86,
+    Sums,
+    Value,
+    groups,
+    literals,
+    loop,
+    pointer,
+    times,
+)
 
 _FEATURES = binding.get_host_cpu_features()
 W = 16 if _FEATURES.get("avx512f") else 8
@@ -28,8 +46,6 @@ KERNEL = types.void(*(types.uintp,) * 2, types.int64, *(types.uintp,) * 6, *(typ
 VECTOR, INTEGERS = ir.VectorType(F32, W), ir.VectorType(I32, W)
 ROW_BYTES = W * WORD
 ATOM_BYTES = 4 * WORD
-CONTRACTED, FACTORED = 1, 2
-"""How a contraction's matrix is given: as it is, or as `gpurho.kernels.smooth.contraction_matrix` makes it."""
 NEAR_ROWS = 4
 """Rows of an atom within the cutoff: the vector to it and its squared length."""
 SPARE_ATOMS = 1
@@ -154,7 +170,7 @@ class Parts:
                 for d, value in enumerate(formulas.direction(dx, dy, dz, square, soft)):
                     keep(value, sources, d)
             skip = self.basis if self.dense == FACTORED else 0 if self.dense else self.radial
-            totals = list(values[: self.basis]) if self.dense != CONTRACTED else [None] * self.basis
+            totals: list[Any] = list(values[: self.basis]) if self.dense != CONTRACTED else [None] * self.basis
             for k, value in enumerate(values):
                 for one in value.values:
                     two_body.add(k, one)
@@ -239,8 +255,6 @@ class Side:
 
 
 def _variable(builder: Any, value: Any) -> Any:
-    from numba.core import cgutils
-
     return cgutils.alloca_once_value(builder, value)
 
 
@@ -345,6 +359,14 @@ def load_count(typing_context, counts, i):
     return types.int64(types.uintp, types.int64), generate
 
 
+def _called(context: Any, builder: Any, kernel: Any, arguments: Any) -> Any:
+    """Call a function of a signature by its address."""
+    kinds = [context.get_value_type(kind) for kind in kernel.args]
+    target = builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), kinds).as_pointer())
+    builder.call(target, arguments[1:])
+    return context.get_dummy_value()
+
+
 @intrinsic
 def call_kernel(
     typing_context, address, atoms, n_atoms, room, lanes, terms, projections, table, matrix, rows,
@@ -353,9 +375,29 @@ def call_kernel(
     """Call a function with the signature `KERNEL` by its address."""
 
     def generate(context, builder, signature, arguments):
-        kinds = [context.get_value_type(kind) for kind in KERNEL.args]
-        target = builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), kinds).as_pointer())
-        builder.call(target, arguments[1:])
-        return context.get_dummy_value()
+        return _called(context, builder, KERNEL, arguments)
 
     return types.void(types.uintp, *KERNEL.args), generate
+
+
+@intrinsic
+def call_network(typing_context, address, features, first, last, out, n, table):
+    """Call a function with the signature `gpurho.kernels.dense_cpu.DENSE` by its address."""
+
+    def generate(context, builder, signature, arguments):
+        return _called(context, builder, DENSE, arguments)
+
+    return types.void(types.uintp, *DENSE.args), generate
+
+
+@intrinsic
+def ticks(typing_context):
+    """A processor's clock, to compare spans of time with each other; 0 where asking for it may be forbidden."""
+
+    def generate(context, builder, signature, arguments):
+        if platform.machine() not in X86:
+            return ir.Constant(I64, 0)
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I64, []), "llvm.readcyclecounter")
+        return builder.call(function, [])
+
+    return types.int64(), generate

@@ -19,10 +19,19 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding
-from numba import config, njit
+from numba import carray, cfunc, config
 
 from gpurho.kernels import _dense_emit, _dense_lanes, _dense_products, _smooth_emit
-from gpurho.kernels._dense_emit import BLOCK, KINDS, RESULT_BYTES, ROW_BYTES, N, element_bytes
+from gpurho.kernels._dense_emit import (
+    BLOCK,
+    KINDS,
+    RESULT_BYTES,
+    ROW_BYTES,
+    N,
+    element_bytes,
+    floats,
+    longs,
+)
 from gpurho.kernels._dense_lanes import (
     ANALYTIC,
     LAST_LAYER,
@@ -35,6 +44,7 @@ from gpurho.kernels._dense_lanes import (
     standardise,
 )
 from gpurho.kernels._dense_products import configure_tiles, product, release_tiles
+from gpurho.kernels._smooth_emit import DENSE, X86
 
 LAST_ROWS = 3
 """Rows of the last layer per chunk: density, logarithm of the variance, variances of the density's weights."""
@@ -42,7 +52,13 @@ WEIGHTS, BIAS, VARIANCES, BIAS_VARIANCES, TRANSPOSED = range(5)
 """Columns of a hidden layer's places in the packed numbers; those of the row behind the last one are `LAST` ff."""
 LAST, FACTOR, FACTOR_REST, FACTOR_BIAS, ZEROS = range(5)
 
-X86 = ("x86_64", "AMD64")
+(
+    FEATURES, ROWS, CHUNKS, HIDDEN, SETS, SET_BYTES, POINTS, INNER,
+    COLUMNS_AT, PACKED_AT, PLACES_AT, SKIP_AT, SHIFTS_AT, TILES_AT,
+) = range(14)  # fmt: skip
+"""What the table of a network holds, see `make_kernel`."""
+
+
 TILES = np.zeros(64, np.uint8)
 """Shapes of the tiles: eight of 16 rows of 64 bytes."""
 TILES[0] = 1
@@ -77,33 +93,45 @@ def padded(n: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def make_driver(kind: int, mode: int, sigma: int, decays: int, leading: int, version: int) -> Any:
-    """The compiled driver for a kind of product, a mode of variance, and flags of what inputs and outputs there are.
+def make_kernel(kind: int, mode: int, sigma: int, decays: int, leading: int, version: int) -> Any:
+    """A network for a kind of product, a mode of variance, and flags of what inputs and outputs there are.
 
-    `version` is part of the key of Numba's cache, which knows nothing of called functions.
+    `version` is part of the key of Numba's cache, which knows nothing of called functions. What is returned has the
+    signature `DENSE`: (features, first, last, out, n, table) with addresses of
+
+    features : (n_features,) float32 of each point
+    out : (ROWS, n) float32
+        OUTPUT, of which the columns from `first` to `last` are filled. The rows are the density, the two-body part
+        where there is one and, with sigma, the logarithm of the variance, the excess and the epistemic variance: of the
+        network of set 0, or of the densities of the other sets.
+    table : int64
+        Sizes: FEATURES, ROWS, CHUNKS of 32 features, HIDDEN layers, SETS of weights, SET_BYTES from one to the next,
+        and how many points go through the inputs (POINTS), and then through the layers (INNER), at a time. Addresses:
+        COLUMNS_AT (CHUNKS, COLUMN_ROWS, 32) float32; PACKED_AT (SETS, SET_BYTES); PLACES_AT (SETS, HIDDEN + 1, 5)
+        int64, where among the bytes of a set a layer's numbers are; SKIP_AT (HIDDEN,) float32, 0 where there is none;
+        SHIFTS_AT (SETS, 3) float32, biases of the outputs; TILES_AT the shapes of the tiles.
     """
     size = element_bytes(KINDS[kind])
     chunk = BLOCK * N * size  # bytes of a tile of points by 32 inputs
     panel = BLOCK * BLOCK * size  # bytes of a block of weights
     amx, analytic, last_layer = (int(x) for x in (KINDS[kind] == "amx", mode == ANALYTIC, mode == LAST_LAYER))
 
-    @njit(nogil=True, cache=True, error_model="numpy")
-    def run(features, first, last, points, inner, columns, packed, places, n_sets, skip, shifts, tiles, out):
-        """Fill the columns from `first` to `last` of `out`, (rows, n) float32 (OUTPUT).
-
-        The rows are the density, the two-body part where there is one and, with sigma, the logarithm of the variance,
-        the excess and the epistemic variance: of the network of set 0, or of the densities of the other sets.
-
-        features : (n, n_features) float32; columns : (chunks, COLUMN_ROWS, 32) float32
-        packed : (n_sets, bytes) uint8, and places : (n_hidden + 1, 5) int64, where in a row of it a layer's numbers are
-        skip : (n_hidden,) float32, 0 where there is none; shifts : (n_sets, 3) float32, biases of the outputs
-        points, inner : how many go through the inputs, and then through the layers, at a time
-        """
+    @cfunc(DENSE, cache=True, error_model="numpy")
+    def run(features, first, last, outputs, n, settings):
         if version == 0:  # never so: it is read only to be part of the key
             return
-        n_features = features.shape[1]
-        n_hidden = len(skip)
-        chunks_in = columns.shape[0]
+        table = carray(longs(settings), 14)
+        n_features = table[FEATURES]
+        rows = table[ROWS]
+        n_hidden = table[HIDDEN]
+        n_sets = table[SETS]
+        points = table[POINTS]
+        inner = table[INNER]
+        places = carray(longs(table[PLACES_AT]), (n_sets, n_hidden + 1, 5))
+        skip = carray(floats(table[SKIP_AT]), n_hidden)
+        shifts = carray(floats(table[SHIFTS_AT]), (n_sets, 3))
+        out = carray(floats(outputs), (rows, n))
+        chunks_in = table[CHUNKS]
         units = (places[0, n_hidden, FACTOR] - places[0, n_hidden, LAST]) // (LAST_ROWS * ROW_BYTES)
         step_in = chunks_in * chunk
         step = units * chunk
@@ -128,21 +156,20 @@ def make_driver(kind: int, mode: int, sigma: int, decays: int, leading: int, ver
         baseline = excess + SUM_BYTES
         result = baseline + SUM_BYTES
         spread = result + RESULT_BYTES
-        table = np.int64(columns.ctypes.data)
-        source = np.int64(features.ctypes.data)
+        columns = table[COLUMNS_AT]
+        source = np.int64(features)
         found = np.empty(BLOCK, np.float32)
         where = np.int64(found.ctypes.data)
-        rows = out.shape[0]
         share = np.float32(max(1, n_sets - 1))
         if amx:
-            configure_tiles(np.int64(tiles.ctypes.data))
+            configure_tiles(table[TILES_AT])
         for begin in range(first, last, points):
             count = min(points, last - begin)
             for b in range((count + BLOCK - 1) // BLOCK):
                 at = begin + b * BLOCK
                 left = min(BLOCK, last - at)
                 standardise(
-                    source + at * n_features * 4, table, inputs + 2 * b * step_in, input_squares + 2 * b * step_in,
+                    source + at * n_features * 4, columns, inputs + 2 * b * step_in, input_squares + 2 * b * step_in,
                     excess, baseline, left, n_features, chunks_in, step_in, kind, decays, analytic, sigma, leading,
                 )  # fmt: skip
                 if leading:
@@ -154,7 +181,7 @@ def make_driver(kind: int, mode: int, sigma: int, decays: int, leading: int, ver
             average = np.zeros(count if n_sets > 1 else 0, np.float32)
             square = np.zeros(count if n_sets > 1 else 0, np.float32)
             for s in range(n_sets):
-                base = np.int64(packed.ctypes.data) + s * packed.shape[1]
+                base = table[PACKED_AT] + s * table[SET_BYTES]
                 ending = base + places[s, n_hidden, LAST]
                 zeros = base + places[s, n_hidden, ZEROS]
                 for start in range(0, count, inner):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import add, mul
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,23 @@ WELL_CONDITIONED = 4.0
 """Condition number of the first columns of a contraction up to which they are taken apart: hardly a digit is lost."""
 
 Contraction = tuple[tuple[tuple[float, ...], ...], ...]
+
+
+@dataclass(frozen=True)
+class BlockNetwork:
+    """A network that is called for blocks of points.
+
+    Parameters
+    ----------
+    address, table : int
+        Of what `gpurho.kernels.dense_cpu.make_kernel` returns, and of its table. Whoever made them keeps them.
+    n_rows : int
+        Rows of its outputs.
+    """
+
+    address: int
+    table: int
+    n_rows: int
 
 
 @dataclass(frozen=True)
@@ -67,11 +86,77 @@ def smooth_features(
     n_capped, n_tied, n_exact : int
         Points without any atom within the cutoff; 0 and 0, as smooth descriptors know no order of atoms.
     """
+    nothing = np.empty((0, 0), np.float32)
+    counts = _fill(points, batches, cells, sizes, out, (0, 0), nothing, np.empty(0, np.int32))
+    return int(counts[:, 0].sum()), 0, 0
+
+
+@dataclass(frozen=True)
+class SmoothOutputs:
+    """What a network says of points.
+
+    Parameters
+    ----------
+    rows : (n_rows, n_points) float32
+        Outputs of the network.
+    features : (n_chosen, n_features) float32
+        Descriptors of the points that were asked for.
+    n_capped : int
+        Points without any atom within the cutoff.
+    network_share : float
+        Of the time, as far as known; else 0.
+    """
+
+    rows: NDArray[np.float32]
+    features: NDArray[np.float32]
+    n_capped: int
+    network_share: float
+
+
+def smooth_outputs(
+    points: NDArray[np.float64],
+    batches: Batches,
+    cells: SpeciesCells,
+    sizes: SmoothSizes,
+    network: BlockNetwork,
+    chosen: NDArray[np.integer],
+) -> SmoothOutputs:
+    """What a network says of points on the CPU, block by block: descriptors do not leave a core's cache.
+
+    Parameters
+    ----------
+    points, batches, cells, sizes
+        As for `smooth_features`.
+    network : BlockNetwork
+    chosen : (n_chosen,) integers
+        Points whose descriptors are wanted, too.
+    """
+    n = len(points)
+    rows = np.empty((network.n_rows, n), np.float32)
+    features = np.empty((len(chosen), sizes.n_features), np.float32)
+    places = np.full(n, -1, np.int32)
+    places[chosen] = np.arange(len(chosen))
+    counts = _fill(points, batches, cells, sizes, features, (network.address, network.table), rows, places)
+    n_capped, described, evaluated = (int(x) for x in counts.sum(axis=0))
+    return SmoothOutputs(rows, features, n_capped, evaluated / max(1, described + evaluated))
+
+
+def _fill(
+    points: NDArray[np.float64],
+    batches: Batches,
+    cells: SpeciesCells,
+    sizes: SmoothSizes,
+    out: NDArray[np.float32],
+    network: tuple[int, int],
+    results: NDArray[np.float32],
+    chosen: NDArray[np.int32],
+) -> NDArray[np.int64]:
+    """Run the driver; returns its counts."""
     from numba import parallel_chunksize
 
     from gpurho.kernels.smooth_cpu import VERSION, fill_smooth, make_kernel, scratch_rows
 
-    counts = np.zeros(max(1, len(batches.block_start) - 1), np.int64)
+    counts = np.zeros((max(1, len(batches.block_start) - 1), 3), np.int64)
     if len(points):
         contracted, matrix = contraction_matrix(sizes)
         numbers = sizes.n_species, sizes.n_radial, sizes.n_basis, sizes.l_max
@@ -81,9 +166,9 @@ def smooth_features(
                 points, batches.order, batches.start, batches.block_start,
                 cells.positions, cells.start, cells.origin, cells.edge, cells.shape,
                 sizes.cutoff, sizes.n_radial, *scratch_rows(sizes.n_species, sizes.n_basis, sizes.l_max),
-                kernel.address, matrix, out, counts,
+                kernel.address, matrix, out, *network, results, chosen, counts,
             )  # fmt: skip
-    return int(counts.sum()), 0, 0
+    return counts
 
 
 @lru_cache(maxsize=16)
@@ -94,7 +179,7 @@ def contraction_matrix(sizes: SmoothSizes) -> tuple[int, NDArray[np.float32]]:
     has the identity in front, and multiplied by A thereafter: fewer products for each atom. The kernel then gets A in
     place of the identity.
     """
-    from gpurho.kernels._smooth_lanes import CONTRACTED, FACTORED
+    from gpurho.kernels._smooth_emit import CONTRACTED, FACTORED
 
     n = sizes.n_basis
     if sizes.contraction is None or n == 0:
@@ -104,3 +189,22 @@ def contraction_matrix(sizes: SmoothSizes) -> tuple[int, NDArray[np.float32]]:
         return CONTRACTED, matrix.astype(np.float32)
     matrix[:, :, n:] = np.linalg.solve(matrix[:, :, :n], matrix[:, :, n:])
     return FACTORED, matrix.astype(np.float32)
+
+
+def part_channels(sizes: SmoothSizes, species: int, values: list[Any]) -> list[Any]:
+    """Channels with the identity in front, from radial functions of any kind of number; none if nothing is factored."""
+    from gpurho.kernels._smooth_emit import FACTORED
+
+    how, matrix = contraction_matrix(sizes)
+    n = sizes.n_basis
+    rows = matrix[species].tolist() if how == FACTORED else []
+    return [reduce(add, map(mul, values[n:], row[n:]), value) for value, row in zip(values, rows, strict=False)]
+
+
+def whole_channels(sizes: SmoothSizes, species: int, projections: list[Any]) -> list[Any]:
+    """Projections on a species' channels from those on its `part_channels`; none if nothing is factored."""
+    from gpurho.kernels._smooth_emit import FACTORED
+
+    how, matrix = contraction_matrix(sizes)
+    rows = matrix[species].tolist() if how == FACTORED else []
+    return [reduce(add, map(mul, projections, row)) for row in rows]

@@ -32,9 +32,11 @@ from gpurho.kernels._smooth_lanes import (
     SPARE_ATOMS,
     W,
     call_kernel,
+    call_network,
     load_count,
     multiply,
     project,
+    ticks,
     write_rows,
 )
 
@@ -72,22 +74,23 @@ def _in_order(positions, ids, n, out):
 
 
 @njit(error_model="numpy")
-def _box(points, order, first, last):
-    """Centre of the box around some points, and half its diagonal."""
-    p = np.uint64(order[first])
-    low_x = high_x = points[p, 0]
-    low_y = high_y = points[p, 1]
-    low_z = high_z = points[p, 2]
-    for q in range(first + 1, last):
+def _extent(points, order, first, last, low, high):
+    """The box around some points (OUTPUT: low, high)."""
+    for d in range(3):
+        low[d] = np.inf
+        high[d] = -np.inf
+    for q in range(first, last):
         p = np.uint64(order[q])
-        low_x = min(low_x, points[p, 0])
-        low_y = min(low_y, points[p, 1])
-        low_z = min(low_z, points[p, 2])
-        high_x = max(high_x, points[p, 0])
-        high_y = max(high_y, points[p, 1])
-        high_z = max(high_z, points[p, 2])
-    half = math.sqrt((high_x - low_x) ** 2 + (high_y - low_y) ** 2 + (high_z - low_z) ** 2) / 2
-    return (low_x + high_x) / 2, (low_y + high_y) / 2, (low_z + high_z) / 2, half
+        for d in range(3):
+            low[d] = min(low[d], points[p, d])
+            high[d] = max(high[d], points[p, d])
+
+
+@njit(error_model="numpy")
+def _middle(low, high):
+    """Centre of a box, and half its diagonal."""
+    half = math.sqrt((high[0] - low[0]) ** 2 + (high[1] - low[1]) ** 2 + (high[2] - low[2]) ** 2) / 2
+    return (low[0] + high[0]) / 2, (low[1] + high[1]) / 2, (low[2] + high[2]) / 2, half
 
 
 def _make_driver(version: int) -> Any:
@@ -96,22 +99,39 @@ def _make_driver(version: int) -> Any:
     @njit(parallel=True, error_model="numpy", cache=True)
     def fill_smooth(
         points, order, batch_start, block_start, positions, cell_start, origin, edge, shape,
-        cutoff, n_radial, atom_rows, projection_rows, kernel, matrix, out, counts,
+        cutoff, n_radial, atom_rows, projection_rows, kernel, matrix, out, network, table, results, chosen, counts,
     ):  # fmt: skip
-        """Descriptors of points into `out` (OUTPUT), and per block the points without atoms (OUTPUT: counts).
+        """Descriptors of points into `out` (OUTPUT), or what a network makes of them into `results` (OUTPUT).
 
-        `kernel` is the address of what `kernel` returns; `atom_rows` and `projection_rows` the rows of its scratch.
+        `kernel` is the address of what `make_kernel` returns; `atom_rows` and `projection_rows` the rows of its
+        scratch; `network` 0, or the address of what `gpurho.kernels.dense_cpu.make_kernel` returns and `table` that of
+        its numbers. It is called for each block while the block's descriptors are in a core's cache. Then `out` takes
+        those of the points whose number in `chosen` (n_points,) int32 is not negative, in the row of that number.
+        Per block (OUTPUT: counts): points without atoms, and ticks taken by descriptors and by the network.
         """
         if version == 0:  # never so: it is read only to be part of the key
             return
         n_species = cell_start.shape[0]
         n_columns = out.shape[1]
+        apart = network == 0
         inverse_square = np.float32((UNIT / cutoff) ** 2)
         damping = np.float32((DAMPING / UNIT) ** 2)
         for block in prange(len(block_start) - 1):
+            started = ticks()
             first_batch = block_start[block]
             last_batch = block_start[block + 1]
-            x, y, z, half = _box(points, order, batch_start[first_batch], batch_start[last_batch])
+            first_point = batch_start[first_batch]
+            n_points = batch_start[last_batch] - first_point
+            boxes = np.empty((last_batch - first_batch + 1, 2, 3))
+            around = boxes[0]
+            _extent(points, order, 0, 0, around[0], around[1])
+            for batch in range(first_batch, last_batch):
+                low_high = boxes[batch - first_batch + 1]
+                _extent(points, order, batch_start[batch], batch_start[batch + 1], low_high[0], low_high[1])
+                for d in range(3):
+                    around[0, d] = min(around[0, d], low_high[0, d])
+                    around[1, d] = max(around[1, d], low_high[1, d])
+            x, y, z, half = _middle(around[0], around[1])
             centre = np.array((x, y, z))
             reach = cutoff + half + PAD
             low, high = cell_range(centre, reach, origin, edge, shape)
@@ -134,20 +154,23 @@ def _make_driver(version: int) -> Any:
             lanes = _rows(3).view(np.int32)
             terms = _rows((room + SPARE_ATOMS) * atom_rows)
             projections = _rows(projection_rows)
-            table = _rows(n_columns)
+            columns = _rows(n_columns)
             rows = np.empty(W, np.uint64)
-            base = np.uint64(out.ctypes.data)
+            features = out if apart else np.empty((n_points, n_columns), np.float32)
+            base = np.uint64(features.ctypes.data)
             row_bytes = np.uint64(4 * n_columns)
             for batch in range(first_batch, last_batch):
                 begin = batch_start[batch]
                 last = batch_start[batch + 1]
-                x, y, z, half = _box(points, order, begin, last)
+                box = boxes[batch - first_batch + 1]
+                x, y, z, half = _middle(box[0], box[1])
                 step = W if half < WIDEST else 1
                 fresh = True
                 while begin < last:
                     end = min(begin + step, last)
                     if step == 1:
-                        x, y, z, half = _box(points, order, begin, end)
+                        _extent(points, order, begin, end, box[0], box[1])
+                        x, y, z, half = _middle(box[0], box[1])
                     if fresh or step == 1:
                         fresh = False
                         far = (cutoff + half + PAD) ** 2
@@ -164,28 +187,44 @@ def _make_driver(version: int) -> Any:
                             n_atoms[s] = n
                     for lane in range(W):
                         # Lanes to spare repeat the last point.
-                        p = np.uint64(order[min(begin + lane, end - 1)])
+                        q = min(begin + lane, end - 1)
+                        p = np.uint64(order[q])
                         lanes[0, lane] = _whole(points[p, 0])
                         lanes[1, lane] = _whole(points[p, 1])
                         lanes[2, lane] = _whole(points[p, 2])
-                        rows[lane] = base + p * row_bytes
+                        rows[lane] = base + (p if apart else np.uint64(q - first_point)) * row_bytes
                     call_kernel(
                         kernel, atoms.ctypes.data, n_atoms.ctypes.data, room, lanes.ctypes.data, terms.ctypes.data,
-                        projections.ctypes.data, table.ctypes.data, matrix.ctypes.data, rows.ctypes.data,
+                        projections.ctypes.data, columns.ctypes.data, matrix.ctypes.data, rows.ctypes.data,
                         inverse_square, damping,
                     )  # fmt: skip
                     if n_columns < W:
                         for lane in range(end - begin):
                             for c in range(n_columns):
-                                out[order[begin + lane], c] = table[c, lane]
+                                q = order[begin + lane] if apart else begin + lane - first_point
+                                features[q, c] = columns[c, lane]
                     for lane in range(end - begin):
                         # The sum of the envelopes.
                         alone = True
                         for s in range(n_species):
-                            alone &= table[s * n_radial, lane] == 0.0
+                            alone &= columns[s * n_radial, lane] == 0.0
                         if alone:
-                            counts[block] += 1
+                            counts[block, 0] += 1
                     begin = end
+            described = ticks()
+            if not apart:
+                made = np.full((results.shape[0], n_points), np.nan, np.float32)
+                call_network(
+                    network, features.ctypes.data, 0, n_points, made.ctypes.data, n_points, np.uint64(table)
+                )  # fmt: skip
+                for q in range(n_points):
+                    p = order[first_point + q]
+                    for r in range(len(made)):
+                        results[r, p] = made[r, q]
+                    if chosen[p] >= 0:
+                        out[chosen[p]] = features[q]
+            counts[block, 1] = described - started
+            counts[block, 2] = ticks() - described
 
     return fill_smooth
 

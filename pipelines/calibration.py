@@ -129,21 +129,15 @@ def measure(job: Job) -> Rates:
     for done, row in enumerate(spent):
         if done >= LEAST and time.perf_counter() - started > ENOUGH_SECONDS:
             break
-        begin = time.perf_counter()
-        features, made = stages.features(box)
-        stages.synchronize()
-        row[0] = time.perf_counter() - begin
-        if cut_short(made):
-            row[:] = np.inf
+        begun = stages.evaluate(box, wait=True)
+        if cut_short(begun.features):
             continue
-        outputs = stages.network(features, box)
-        stages.synchronize()
-        row[1] = time.perf_counter() - begin - row[0]
-        results, _ = stages.reduced(outputs, box)
+        begin = time.perf_counter()
+        results, _ = stages.reduced(begun.outputs, box)
         stages.fetch(results)()
-        row[2] = time.perf_counter() - begin - row[0] - row[1]
+        row[:] = begun.feature_seconds, begun.network_seconds, time.perf_counter() - begin
     points = spent[1:].min(axis=0) / box.n_points
-    field = stages.fetch([outputs[0]])()[0]
+    field = stages.fetch([begun.outputs[0]])()[0]
     encoding = _best(lambda: compress_chunk(field, box.slices, box.shape)) / field.nbytes
     density = len(job.structure) / job.structure.volume
     many = lattice(MANY_EDGE, density, sorted(job.structure.counts))

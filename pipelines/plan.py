@@ -123,13 +123,14 @@ def plan(
 def plan_job(job: Job) -> Plan:
     """The plan of a job that `settle` made."""
     n = job.tiles.n_points
-    feature_rate, network_rate = _probe(job)
+    stages = _stages(job)
+    feature_rate, network_rate = _probe(stages)
     feature_seconds, network_seconds = n / feature_rate, n / network_rate
     if job.device.startswith("cuda"):  # processes share the cores of a CPU, which one uses already
         feature_seconds, network_seconds = feature_seconds / job.devices, network_seconds / job.devices
     seconds = feature_seconds + network_seconds
     tile = max_tile_points(job)
-    host_features = 0 if job.device.startswith("cuda") else 4 * job.model.spec.descriptor.n_features
+    host_features = 4 * job.model.spec.descriptor.n_features if stages.holds_features else 0
     # Points of the tile in float64, features, and the results that are in the queue twice (raw and compressed).
     per_point = 2 * 24 + host_features + 8 * len(job.names) * (QUEUE + encoder_threads(job))
     steps = np.linalg.norm(job.grid.steps, axis=1)
@@ -157,25 +158,33 @@ def plan_job(job: Job) -> Plan:
     )
 
 
-def _probe(job: Job) -> tuple[float, float]:
-    """Points per second of the descriptors and of the network, timed on the job's own atoms, after a warm-up."""
+def _stages(job: Job) -> Stages:
+    """What a job runs, on its own atoms around `_box`."""
+    return Stages(job if isinstance(job.structure, Structure) else Nearby(job).part(_box(job)))
+
+
+def _box(job: Job) -> Tile:
+    """Points to time, in the middle."""
     start, stop = [], []
     for a, b, t in zip(job.tiles.start, job.tiles.stop, job.tiles.tile_shape, strict=True):
         size = min(PROBE_POINTS, b - a, t)
         start.append((a + b - size) // 2)
         stop.append(start[-1] + size)
-    box = Tile(0, (start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-    stages = Stages(job if isinstance(job.structure, Structure) else Nearby(job).part(box))
+    return Tile(0, (start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+def _probe(stages: Stages) -> tuple[float, float]:
+    """Points per second of the descriptors and of the network, timed on the job's own atoms, after a warm-up."""
+    box = _box(stages.job)
     spent, rounds = (0.0, 0.0), 0
     while rounds < 3:
-        begin = time.perf_counter()
-        features, made = stages.features(box)
-        stages.synchronize()
-        middle = time.perf_counter()
-        if cut_short(made):
+        begun = stages.evaluate(box, wait=True)
+        if cut_short(begun.features):
             continue
-        stages.fetch(stages.network(features, box))()
-        spent, rounds = (middle - begin, time.perf_counter() - middle), rounds + 1
+        start = time.perf_counter()
+        stages.fetch(begun.outputs)()
+        spent = begun.feature_seconds, begun.network_seconds + time.perf_counter() - start
+        rounds += 1
     return box.n_points / spent[0], box.n_points / spent[1]
 
 

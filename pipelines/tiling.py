@@ -27,9 +27,10 @@ from gpurho.trust import Trust
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gpurho.descriptors import StartedFeatures
     from gpurho.evaluator import Evaluator
+    from gpurho.features import StartedFeatures
     from gpurho.integrals import IntegralErrors
+    from gpurho.kernels.smooth import BlockNetwork
 
 QUEUE = 4
 """Finished tiles that may wait for compression and writing; together with the tile at work they bound the memory."""
@@ -79,6 +80,16 @@ class Timing:
     def points_per_second(self) -> float:
         """Points over the time of the whole run."""
         return self.n_points / self.total if self.total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A tile's outputs as `Stages.network` returns them, and how its descriptors were begun."""
+
+    outputs: list[Tensor]
+    features: StartedFeatures
+    feature_seconds: float
+    network_seconds: float
 
 
 @dataclass(frozen=True)
@@ -166,6 +177,7 @@ class Stages:
         self.evaluator: Evaluator
         self._errors: IntegralErrors | None = None
         self._features: Any
+        self._by_blocks: BlockNetwork | None
         self._reducer: Reducer | None = None
         if not job.keep.field_alone:
             from gpurho.reductions import Reducer
@@ -173,9 +185,9 @@ class Stages:
             self._pieces = job.layout().pieces
             self._reducer = Reducer(job.keep, self._pieces, job.grid, job.names, self.environment, job.device, job.halo)
         if earlier is not None:
-            self.evaluator, self._errors = earlier.evaluator, earlier._errors
+            self.evaluator, self._errors, self._by_blocks = earlier.evaluator, earlier._errors, earlier._by_blocks
             enough = len(earlier._features) >= max_tile_points(job)
-            self._features = earlier._features if enough else self._buffer()
+            self._features = earlier._features if enough or self._by_blocks is not None else self._buffer()
             return
         self.evaluator = job.model.evaluator(
             device=job.device,
@@ -187,7 +199,9 @@ class Stages:
         )
         if job.uncertainty is not None:
             self._errors = IntegralErrors(job.model, job.uncertainty, job.device, job.samples, job.seed)
-        self._features = self._buffer()
+        smooth = job.model.spec.descriptor.family == "smooth"
+        self._by_blocks = self.evaluator.by_blocks if smooth and not self.cuda else None
+        self._features = self._buffer() if self._by_blocks is None else ()
 
     def _buffer(self) -> Any:
         """One buffer for all tiles: gigabytes of fresh pages would cost more than the descriptors."""
@@ -196,21 +210,40 @@ class Stages:
             return self._torch.empty(shape, dtype=self._torch.float32, device=self.job.device)
         return np.empty(shape, dtype=np.float32)
 
+    @property
+    def holds_features(self) -> bool:
+        """Whether the descriptors of a tile lie in the memory of the host."""
+        return self._by_blocks is None and not self.cuda
+
     def features(self, tile: Tile) -> tuple[Tensor, StartedFeatures]:
         """Descriptors of a tile on the device, valid until the next call, and as they were begun."""
         made = self.environment.start_tile(self.job.grid, tile, out=self._features[: tile.n_points])
         return made.values if self.cuda else self._torch.from_numpy(made.values), made
 
+    def evaluate(self, tile: Tile, wait: bool = False) -> Begun:
+        """Descriptors and network of a tile; with `wait` each waits for the device, for the times to be theirs."""
+        start = time.perf_counter()
+        if self._by_blocks is not None:
+            return self._block_by_block(tile, self._by_blocks)
+        features, made = self.features(tile)
+        if wait:
+            self.synchronize()
+        middle = time.perf_counter()
+        outputs = self.network(features, tile)
+        if wait:
+            self.synchronize()
+        return Begun(outputs, made, middle - start, time.perf_counter() - middle)
+
     def begin(self, tile: Tile) -> Waiting:
         """Set the device to work on a tile; nothing waits for it."""
+        begun = self.evaluate(tile)
         start = time.perf_counter()
-        features, made = self.features(tile)
-        middle = time.perf_counter()
-        results, atoms = self.reduced(self.network(features, tile), tile)
-        if made.marks is not None:
-            results.append(made.marks)
+        results, atoms = self.reduced(begun.outputs, tile)
+        if begun.features.marks is not None:
+            results.append(begun.features.marks)
         fetched = self.fetch(results)
-        return Waiting(tile, made, fetched, atoms, middle - start, time.perf_counter() - middle)
+        seconds = begun.network_seconds + time.perf_counter() - start
+        return Waiting(tile, begun.features, fetched, atoms, begun.feature_seconds, seconds)
 
     def finish(self, waiting: Waiting) -> tuple[Any, ...]:
         """Results of a tile on the host as `Background.submit` takes them after the tile; waits for the device."""
@@ -237,6 +270,26 @@ class Stages:
                 chosen = features.view(*tile.shape, -1)[box].reshape(-1, features.size(1))
                 values.append(self._errors(chosen)[0] * weight)
         return [*values, flags]
+
+    def _block_by_block(self, tile: Tile, network: BlockNetwork) -> Begun:
+        """As `features` and `network`, but that the network comes to the descriptors while these are in a cache."""
+        from gpurho.features import Features, StartedFeatures
+        from gpurho.integrals import sublattice
+
+        start = time.perf_counter()
+        chosen, weight = np.empty(0, np.int64), 0.0
+        if self._errors is not None:
+            box, weight = sublattice(tile, self.job.grid.steps)
+            chosen = np.arange(tile.n_points).reshape(tile.shape)[box].ravel()
+        made = self.environment.tile_outputs(self.job.grid, tile, network, chosen)
+        middle = time.perf_counter()
+        values, flags = self.evaluator.finished(made.rows)
+        if self._errors is not None:
+            values.append(self._errors(self._torch.from_numpy(made.features))[0] * weight)
+        described = (middle - start) * (1.0 - made.network_share)
+        counts = Features(None, made.n_capped, 0, 0)
+        begun = StartedFeatures(None, None, lambda marks: counts)
+        return Begun([*values, flags], begun, described, time.perf_counter() - start - described)
 
     def reduced(self, outputs: list[Tensor], tile: Tile) -> tuple[list[Tensor], NDArray[np.int64] | None]:
         """What is kept of the fields that `network` gave, still on the device; and the atoms that their sums are of."""

@@ -26,7 +26,7 @@ LAYERS = [
     {"kernels"},
     {"structure", "host", "checksums", "deflate", "hdf5guard"},
     {"builders", "defects", "_fcc", "grid", "partition", "sources", "dumpfile", "hdf5atoms"},
-    {"neighbors", "_neighbor_providers", "descriptors", "surroundings"},
+    {"neighbors", "_neighbor_providers", "features", "descriptors", "surroundings"},
     {
         "domain",
         "layers",

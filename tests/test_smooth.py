@@ -18,7 +18,7 @@ from gpurho.descriptors import DescriptorSpec, Environment, descriptors
 from gpurho.errors import SettingsError
 from gpurho.grid import Grid
 from gpurho.kernels import _smooth_formulas as formulas
-from gpurho.kernels._smooth_lanes import CONTRACTED, FACTORED
+from gpurho.kernels._smooth_emit import CONTRACTED, FACTORED
 from gpurho.kernels.smooth import contraction_matrix
 from gpurho.partition import make_tiles
 from gpurho.structure import Structure

@@ -49,11 +49,13 @@ def cases():
     single = Atoms("Al", [[5, 5, 5]], cell=np.eye(3) * 10)
     distant = Atoms("Al4", rng.uniform(0, 3, (4, 3)) - 9e5, cell=np.eye(3) * 8)
     near = rng.uniform(0, 0.7, (5, 3))
-    mixture = rng.normal(0, 0.4, (2, 3, 5)).tolist()
+    mixture = rng.normal(0, 0.4, (2, 3, 5))
+    apart, mixture = (mixture + 3.0 * np.eye(3, 5)).tolist(), mixture.tolist()
     return {
         "crystal": (crystal, near, smooth(("Al",), 4.0), None),
         "alloy": (alloy, near, smooth(("Si", "Ge"), 3.5, 5, 3, 3), None),
         "combined channels": (alloy, near, smooth(("Si", "Ge"), 3.5, 5, 3, 2, contraction=mixture), 5),
+        "a contraction taken apart": (alloy, near, smooth(("Si", "Ge"), 3.5, 5, 3, 2, contraction=apart), 5),
         "one species absent": (crystal, near, smooth(("Si", "Al"), 3.5, 4, 2, 2), 3),
         "sums only": (crystal, near, smooth(("Al",), 4.0, 40, 0), 2),
         "several passes": (crystal, near[:3], smooth(("Al",), 3.0, 8, 8, 6), 3),
