@@ -26,6 +26,7 @@ from gpurho.kernels._smooth_emit import (
     X86,
     Sums,
     Value,
+    align_stack,
     groups,
     literals,
     loop,
@@ -92,7 +93,7 @@ def project(
 
     def generate(context, builder, signature, arguments):
         atoms, n_atoms, lanes, terms, sums, projections, matrix, inverse_square, damping = arguments[:9]
-        _align_stack(builder)
+        align_stack(builder)
         scale, soft = (Value(builder, _spread(builder, x)) for x in (inverse_square, damping))
         room = builder.add(n_atoms, ir.Constant(I64, SPARE_ATOMS))
         channels = builder.add(terms, times(builder, room, NEAR_ROWS * ROW_BYTES))
@@ -105,12 +106,6 @@ def project(
         return context.get_dummy_value()
 
     return signature, generate
-
-
-def _align_stack(builder: Any) -> None:
-    """Let vectors that do not fit into registers lie on whole cache lines (measured: a twentieth of the time)."""
-    # llvmlite checks the names of attributes, and knows none that are strings.
-    set.add(builder.function.attributes, '"stackrealign"')
 
 
 def _gather(builder: Any, atoms: Any, n_atoms: Any, lanes: Any, near: Any, scale: Any) -> Any:
