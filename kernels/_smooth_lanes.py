@@ -396,3 +396,13 @@ def ticks(typing_context):
         return builder.call(function, [])
 
     return types.int64(), generate
+
+
+@intrinsic
+def take(typing_context, counter):
+    """The int64 at an address, which then is one more, whatever other threads do."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.atomic_rmw("add", pointer(builder, arguments[0], 0, I64), ir.Constant(I64, 1), "monotonic")
+
+    return types.int64(types.uintp), generate

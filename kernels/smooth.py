@@ -13,9 +13,6 @@ from numpy.typing import NDArray
 from gpurho.kernels.batches import Batches
 from gpurho.kernels.celllist import SpeciesCells
 
-CHUNK = 4
-"""Blocks of points that a thread takes at a time."""
-
 WELL_CONDITIONED = 4.0
 """Condition number of the first columns of a contraction up to which they are taken apart: hardly a digit is lost."""
 
@@ -152,7 +149,7 @@ def _fill(
     chosen: NDArray[np.int32],
 ) -> NDArray[np.int64]:
     """Run the driver; returns its counts."""
-    from numba import parallel_chunksize
+    from numba import get_num_threads
 
     from gpurho.kernels.smooth_cpu import VERSION, fill_smooth, make_kernel, scratch_rows
 
@@ -161,13 +158,12 @@ def _fill(
         contracted, matrix = contraction_matrix(sizes)
         numbers = sizes.n_species, sizes.n_radial, sizes.n_basis, sizes.l_max
         kernel = make_kernel(*numbers, contracted, VERSION)
-        with parallel_chunksize(CHUNK):
-            fill_smooth(
-                points, batches.order, batches.start, batches.block_start,
-                cells.positions, cells.start, cells.origin, cells.edge, cells.shape,
-                sizes.cutoff, sizes.n_radial, *scratch_rows(sizes.n_species, sizes.n_basis, sizes.l_max),
-                kernel.address, matrix, out, *network, results, chosen, counts,
-            )  # fmt: skip
+        fill_smooth(
+            points, batches.order, batches.start, batches.block_start,
+            cells.positions, cells.start, cells.origin, cells.edge, cells.shape,
+            sizes.cutoff, sizes.n_radial, *scratch_rows(sizes.n_species, sizes.n_basis, sizes.l_max),
+            kernel.address, matrix, out, *network, results, chosen, counts, get_num_threads(),
+        )  # fmt: skip
     return counts
 
 

@@ -36,6 +36,7 @@ from gpurho.kernels._smooth_lanes import (
     load_count,
     multiply,
     project,
+    take,
     ticks,
     write_rows,
 )
@@ -100,6 +101,7 @@ def _make_driver(version: int) -> Any:
     def fill_smooth(
         points, order, batch_start, block_start, positions, cell_start, origin, edge, shape,
         cutoff, n_radial, atom_rows, projection_rows, kernel, matrix, out, network, table, results, chosen, counts,
+        n_threads,
     ):  # fmt: skip
         """Descriptors of points into `out` (OUTPUT), or what a network makes of them into `results` (OUTPUT).
 
@@ -116,115 +118,121 @@ def _make_driver(version: int) -> Any:
         apart = network == 0
         inverse_square = np.float32((UNIT / cutoff) ** 2)
         damping = np.float32((DAMPING / UNIT) ** 2)
-        for block in prange(len(block_start) - 1):
-            started = ticks()
-            first_batch = block_start[block]
-            last_batch = block_start[block + 1]
-            first_point = batch_start[first_batch]
-            n_points = batch_start[last_batch] - first_point
-            boxes = np.empty((last_batch - first_batch + 1, 2, 3))
-            around = boxes[0]
-            _extent(points, order, 0, 0, around[0], around[1])
-            for batch in range(first_batch, last_batch):
-                low_high = boxes[batch - first_batch + 1]
-                _extent(points, order, batch_start[batch], batch_start[batch + 1], low_high[0], low_high[1])
-                for d in range(3):
-                    around[0, d] = min(around[0, d], low_high[0, d])
-                    around[1, d] = max(around[1, d], low_high[1, d])
-            x, y, z, half = _middle(around[0], around[1])
-            centre = np.array((x, y, z))
-            reach = cutoff + half + PAD
-            low, high = cell_range(centre, reach, origin, edge, shape)
-            room = 1
-            for s in range(n_species):
-                room = max(room, bound(cell_start[s], low, high, shape))
-            ids = np.empty(room, np.int32)
-            distances2 = np.empty(room, np.float64)
-            near = np.empty((n_species, room, 3), np.float64)
-            whole = np.empty((n_species, room, 4), np.int32)
-            n_near = np.empty(n_species, np.int64)
-            for s in range(n_species):
-                n_near[s] = gather(positions, cell_start[s], centre, reach, low, high, shape, ids, distances2)
-                _in_order(positions, ids, n_near[s], near[s])
-                for i in range(n_near[s]):
+        n_blocks = len(block_start) - 1
+        taken = np.zeros(1, np.int64)
+        for _ in prange(n_threads):
+            # One after the other: a thread that something else holds up, or that meets more atoms, takes fewer.
+            block = take(taken.ctypes.data)
+            while block < n_blocks:
+                started = ticks()
+                first_batch = block_start[block]
+                last_batch = block_start[block + 1]
+                first_point = batch_start[first_batch]
+                n_points = batch_start[last_batch] - first_point
+                boxes = np.empty((last_batch - first_batch + 1, 2, 3))
+                around = boxes[0]
+                _extent(points, order, 0, 0, around[0], around[1])
+                for batch in range(first_batch, last_batch):
+                    low_high = boxes[batch - first_batch + 1]
+                    _extent(points, order, batch_start[batch], batch_start[batch + 1], low_high[0], low_high[1])
                     for d in range(3):
-                        whole[s, i, d] = _whole(near[s, i, d])
-            atoms = np.empty((n_species, room, 4), np.int32)
-            n_atoms = np.empty(n_species, np.int64)
-            lanes = _rows(3).view(np.int32)
-            terms = _rows((room + SPARE_ATOMS) * atom_rows)
-            projections = _rows(projection_rows)
-            columns = _rows(n_columns)
-            rows = np.empty(W, np.uint64)
-            features = out if apart else np.empty((n_points, n_columns), np.float32)
-            base = np.uint64(features.ctypes.data)
-            row_bytes = np.uint64(4 * n_columns)
-            for batch in range(first_batch, last_batch):
-                begin = batch_start[batch]
-                last = batch_start[batch + 1]
-                box = boxes[batch - first_batch + 1]
-                x, y, z, half = _middle(box[0], box[1])
-                step = W if half < WIDEST else 1
-                fresh = True
-                while begin < last:
-                    end = min(begin + step, last)
-                    if step == 1:
-                        _extent(points, order, begin, end, box[0], box[1])
-                        x, y, z, half = _middle(box[0], box[1])
-                    if fresh or step == 1:
-                        fresh = False
-                        far = (cutoff + half + PAD) ** 2
-                        for s in range(n_species):
-                            n = 0
-                            for i in range(n_near[s]):
-                                ax = near[s, i, 0]
-                                ay = near[s, i, 1]
-                                az = near[s, i, 2]
-                                if (ax - x) ** 2 + (ay - y) ** 2 + (az - z) ** 2 <= far:
-                                    for d in range(3):
-                                        atoms[s, n, d] = whole[s, i, d]
-                                    n += 1
-                            n_atoms[s] = n
-                    for lane in range(W):
-                        # Lanes to spare repeat the last point.
-                        q = min(begin + lane, end - 1)
-                        p = np.uint64(order[q])
-                        lanes[0, lane] = _whole(points[p, 0])
-                        lanes[1, lane] = _whole(points[p, 1])
-                        lanes[2, lane] = _whole(points[p, 2])
-                        rows[lane] = base + (p if apart else np.uint64(q - first_point)) * row_bytes
-                    call_kernel(
-                        kernel, atoms.ctypes.data, n_atoms.ctypes.data, room, lanes.ctypes.data, terms.ctypes.data,
-                        projections.ctypes.data, columns.ctypes.data, matrix.ctypes.data, rows.ctypes.data,
-                        inverse_square, damping,
-                    )  # fmt: skip
-                    if n_columns < W:
+                        around[0, d] = min(around[0, d], low_high[0, d])
+                        around[1, d] = max(around[1, d], low_high[1, d])
+                x, y, z, half = _middle(around[0], around[1])
+                centre = np.array((x, y, z))
+                reach = cutoff + half + PAD
+                low, high = cell_range(centre, reach, origin, edge, shape)
+                room = 1
+                for s in range(n_species):
+                    room = max(room, bound(cell_start[s], low, high, shape))
+                ids = np.empty(room, np.int32)
+                distances2 = np.empty(room, np.float64)
+                near = np.empty((n_species, room, 3), np.float64)
+                whole = np.empty((n_species, room, 4), np.int32)
+                n_near = np.empty(n_species, np.int64)
+                for s in range(n_species):
+                    n_near[s] = gather(positions, cell_start[s], centre, reach, low, high, shape, ids, distances2)
+                    _in_order(positions, ids, n_near[s], near[s])
+                    for i in range(n_near[s]):
+                        for d in range(3):
+                            whole[s, i, d] = _whole(near[s, i, d])
+                atoms = np.empty((n_species, room, 4), np.int32)
+                n_atoms = np.empty(n_species, np.int64)
+                lanes = _rows(3).view(np.int32)
+                terms = _rows((room + SPARE_ATOMS) * atom_rows)
+                projections = _rows(projection_rows)
+                columns = _rows(n_columns)
+                rows = np.empty(W, np.uint64)
+                features = out if apart else np.empty((n_points, n_columns), np.float32)
+                base = np.uint64(features.ctypes.data)
+                row_bytes = np.uint64(4 * n_columns)
+                for batch in range(first_batch, last_batch):
+                    begin = batch_start[batch]
+                    last = batch_start[batch + 1]
+                    box = boxes[batch - first_batch + 1]
+                    x, y, z, half = _middle(box[0], box[1])
+                    step = W if half < WIDEST else 1
+                    fresh = True
+                    while begin < last:
+                        end = min(begin + step, last)
+                        if step == 1:
+                            _extent(points, order, begin, end, box[0], box[1])
+                            x, y, z, half = _middle(box[0], box[1])
+                        if fresh or step == 1:
+                            fresh = False
+                            far = (cutoff + half + PAD) ** 2
+                            for s in range(n_species):
+                                n = 0
+                                for i in range(n_near[s]):
+                                    ax = near[s, i, 0]
+                                    ay = near[s, i, 1]
+                                    az = near[s, i, 2]
+                                    if (ax - x) ** 2 + (ay - y) ** 2 + (az - z) ** 2 <= far:
+                                        for d in range(3):
+                                            atoms[s, n, d] = whole[s, i, d]
+                                        n += 1
+                                n_atoms[s] = n
+                        for lane in range(W):
+                            # Lanes to spare repeat the last point.
+                            q = min(begin + lane, end - 1)
+                            p = np.uint64(order[q])
+                            lanes[0, lane] = _whole(points[p, 0])
+                            lanes[1, lane] = _whole(points[p, 1])
+                            lanes[2, lane] = _whole(points[p, 2])
+                            rows[lane] = base + (p if apart else np.uint64(q - first_point)) * row_bytes
+                        call_kernel(
+                            kernel, atoms.ctypes.data, n_atoms.ctypes.data, room, lanes.ctypes.data, terms.ctypes.data,
+                            projections.ctypes.data, columns.ctypes.data, matrix.ctypes.data, rows.ctypes.data,
+                            inverse_square, damping,
+                        )  # fmt: skip
+                        if n_columns < W:
+                            for lane in range(end - begin):
+                                for c in range(n_columns):
+                                    q = order[begin + lane] if apart else begin + lane - first_point
+                                    features[q, c] = columns[c, lane]
                         for lane in range(end - begin):
-                            for c in range(n_columns):
-                                q = order[begin + lane] if apart else begin + lane - first_point
-                                features[q, c] = columns[c, lane]
-                    for lane in range(end - begin):
-                        # The sum of the envelopes.
-                        alone = True
-                        for s in range(n_species):
-                            alone &= columns[s * n_radial, lane] == 0.0
-                        if alone:
-                            counts[block, 0] += 1
-                    begin = end
-            described = ticks()
-            if not apart:
-                made = np.full((results.shape[0], n_points), np.nan, np.float32)
-                call_network(
-                    network, features.ctypes.data, 0, n_points, made.ctypes.data, n_points, np.uint64(table)
-                )  # fmt: skip
-                for q in range(n_points):
-                    p = order[first_point + q]
-                    for r in range(len(made)):
-                        results[r, p] = made[r, q]
-                    if chosen[p] >= 0:
-                        out[chosen[p]] = features[q]
-            counts[block, 1] = described - started
-            counts[block, 2] = ticks() - described
+                            # The sum of the envelopes.
+                            alone = True
+                            for s in range(n_species):
+                                alone &= columns[s * n_radial, lane] == 0.0
+                            if alone:
+                                counts[block, 0] += 1
+                        begin = end
+                described = ticks()
+                if not apart:
+                    made = np.full((results.shape[0], n_points), np.nan, np.float32)
+                    call_network(
+                        network, features.ctypes.data, 0, n_points, made.ctypes.data, n_points, np.uint64(table)
+                    )  # fmt: skip
+                    for q in range(n_points):
+                        p = order[first_point + q]
+                        for r in range(len(made)):
+                            results[r, p] = made[r, q]
+                        if chosen[p] >= 0:
+                            out[chosen[p]] = features[q]
+                counts[block, 1] = described - started
+                counts[block, 2] = ticks() - described
+                block = take(taken.ctypes.data)
 
     return fill_smooth
 
