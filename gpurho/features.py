@@ -14,7 +14,7 @@ class Features:
     Parameters
     ----------
     values : (n_points, n_features) float32
-        A NumPy array on the CPU, a torch tensor on a CUDA device.
+        A NumPy array on the CPU, a torch tensor on a CUDA device; None where they have not been kept.
     n_capped : int
         Points that have fewer atoms of some species within the cutoff than `n_distances`; of the smooth family,
         points that have no atom there.
@@ -37,7 +37,7 @@ class StartedFeatures:
     Parameters
     ----------
     values : (n_points, n_features) float32
-        As those of `Features`; work on the same CUDA stream may follow.
+        As those of `Features`, or None; work on the same CUDA stream may follow.
     marks : (n,) int32 CUDA tensor, or None
         For `settle`, once it is on the host; None where nothing is left to be known.
     """

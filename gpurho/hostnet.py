@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gpurho.errors import DeviceError
 from gpurho.host import keep_freed_memory, side_by_side
 from gpurho.kernels import dense_cpu
 from gpurho.kernels._dense_lanes import ANALYTIC, COLUMN_ROWS, LAST_LAYER, MEAN
+from gpurho.kernels._smooth_emit import UNDONE
 from gpurho.kernels.dense_cpu import (
     BIAS,
     BIAS_VARIANCES,
@@ -112,8 +114,8 @@ class HostNetwork:
         """Outputs for features (n, n_features)."""
         n = features.size(0)
         values = features.contiguous().numpy()
-        # Not a number where nothing is written, as after an error in the kernel, which cannot tell.
-        out = np.full((self._rows, n), np.nan, np.float32)
+        out = np.empty((self._rows, n), np.float32)
+        out.view(np.int32).fill(UNDONE)
         share = -(-n // (4 * torch.get_num_threads() * self._points)) * self._points
         step = max(self._points, min(MOST_POINTS, share))
 
@@ -126,13 +128,15 @@ class HostNetwork:
 
     @property
     def by_blocks(self) -> BlockNetwork | None:
-        """The network for points whose descriptors are made block by block; None where its weights fill a cache."""
+        """The network for descriptors that are made block by block; None where drawn ones would fill a cache."""
         if self._table[dense_cpu.SETS] * self._table[dense_cpu.SET_BYTES] > MOST_WEIGHTS and self._many:
             return None
-        return BlockNetwork(self._run.address, self._table.ctypes.data, self._rows)
+        return BlockNetwork(self._run.address, self._table.ctypes.data, self._rows, self)
 
     def outputs(self, rows: NDArray[np.float32]) -> Outputs:
-        """What rows of the kernel, (rows, n), say."""
+        """What rows of the kernel, (rows, n), say; raises `DeviceError` where it has not written them."""
+        if (rows[0].view(np.int32) == UNDONE).any():
+            raise DeviceError("the network's kernel ended early: out of memory; give fewer threads (OMP_NUM_THREADS)")
         out = torch.from_numpy(rows)
         log_variance, excess, variance = out[-3:] if self._with_sigma else (None, None, None)
         return Outputs(out[0], log_variance, variance, excess, out[1] if self._two_body else None)

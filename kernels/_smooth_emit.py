@@ -27,6 +27,9 @@ DENSE = types.void(types.uintp, types.int64, types.int64, types.uintp, types.int
 CONTRACTED, FACTORED = 1, 2
 """How a contraction's matrix is given: as it is, or taken apart by `gpurho.kernels.smooth.contraction_matrix`."""
 
+UNDONE = 0x7FC0DEAD
+"""Bits of the float32, not a number, that such a network is to overwrite: it cannot raise an error."""
+
 I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 

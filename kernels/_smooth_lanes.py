@@ -49,8 +49,6 @@ ROW_BYTES = W * WORD
 ATOM_BYTES = 4 * WORD
 NEAR_ROWS = 4
 """Rows of an atom within the cutoff: the vector to it and its squared length."""
-SPARE_ATOMS = 1
-"""Room behind the last atom, for one that turns out to be far."""
 
 
 def _row(builder: Any, address: Any, offset: Any) -> Value:
@@ -79,8 +77,8 @@ def project(
     """Two-body sums and projections of `W` points on the atoms of one species.
 
     Addresses: `atoms` (n_atoms, 4) int32, x, y, z and anything, and `lanes` (3, W) int32, both in one unit of length;
-    `terms` (`scratch_rows`, W) scratch; `sums` (n_radial, W) OUTPUT; `projections` (n_basis, n_harmonics, W)
-    OUTPUT, degree by degree; `matrix` (n_basis, n_radial), read where `contracted` is not 0.
+    `terms` (n_atoms * (`NEAR_ROWS` + n_basis), W) scratch; `sums` (n_radial, W) OUTPUT; `projections` (n_basis,
+    n_harmonics, W) OUTPUT, degree by degree; `matrix` (n_basis, n_radial), read where `contracted` is not 0.
     `inverse_square` (of the cutoff) and `damping` are float32 in that unit.
     """
     radial, basis, degree, dense = literals((n_radial, n_basis, l_max, contracted))
@@ -95,8 +93,7 @@ def project(
         atoms, n_atoms, lanes, terms, sums, projections, matrix, inverse_square, damping = arguments[:9]
         align_stack(builder)
         scale, soft = (Value(builder, _spread(builder, x)) for x in (inverse_square, damping))
-        room = builder.add(n_atoms, ir.Constant(I64, SPARE_ATOMS))
-        channels = builder.add(terms, times(builder, room, NEAR_ROWS * ROW_BYTES))
+        channels = builder.add(terms, times(builder, n_atoms, NEAR_ROWS * ROW_BYTES))
         n_near = _gather(builder, atoms, n_atoms, lanes, terms, scale)
         parts.functions(builder, terms, n_near, channels, sums, matrix, scale, soft)
         if basis:

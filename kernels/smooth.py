@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, reduce
 from operator import add, mul
 from typing import Any
@@ -26,14 +26,17 @@ class BlockNetwork:
     Parameters
     ----------
     address, table : int
-        Of what `gpurho.kernels.dense_cpu.make_kernel` returns, and of its table. Whoever made them keeps them.
+        Of what `gpurho.kernels.dense_cpu.make_kernel` returns, and of its table.
     n_rows : int
         Rows of its outputs.
+    owner : object
+        Kept, as it holds what lies at these addresses.
     """
 
     address: int
     table: int
     n_rows: int
+    owner: Any = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from numba import cfunc, njit, prange
 
 from gpurho.kernels import _cpu_fast, _smooth_emit, _smooth_formulas, _smooth_lanes
 from gpurho.kernels._cpu_fast import bound, cell_range, gather
+from gpurho.kernels._smooth_emit import UNDONE
 from gpurho.kernels._smooth_formulas import DAMPING, UNIT
 from gpurho.kernels._smooth_lanes import (
     ATOM_BYTES,
     KERNEL,
     NEAR_ROWS,
     ROW_BYTES,
-    SPARE_ATOMS,
     W,
     call_kernel,
     call_network,
@@ -159,7 +159,7 @@ def _make_driver(version: int) -> Any:
                 atoms = np.empty((n_species, room, 4), np.int32)
                 n_atoms = np.empty(n_species, np.int64)
                 lanes = _rows(3).view(np.int32)
-                terms = _rows((room + SPARE_ATOMS) * atom_rows)
+                terms = _rows(room * atom_rows)
                 projections = _rows(projection_rows)
                 columns = _rows(n_columns)
                 rows = np.empty(W, np.uint64)
@@ -220,7 +220,8 @@ def _make_driver(version: int) -> Any:
                         begin = end
                 described = ticks()
                 if not apart:
-                    made = np.full((results.shape[0], n_points), np.nan, np.float32)
+                    made = np.empty((results.shape[0], n_points), np.float32)
+                    made.view(np.int32)[:] = UNDONE
                     call_network(
                         network, features.ctypes.data, 0, n_points, made.ctypes.data, n_points, np.uint64(table)
                     )  # fmt: skip
@@ -241,7 +242,8 @@ def _make_driver(version: int) -> Any:
 def make_kernel(n_species: int, n_radial: int, n_basis: int, l_max: int, contracted: int, version: int) -> Any:
     """The kernel of some sizes, with the signature `KERNEL`; it fills the rows of `W` points.
 
-    `contracted` is 1 where the channels are combinations of radial functions; `version` as that of the driver.
+    `contracted` is how channels are combined, see `gpurho.kernels.smooth.contraction_matrix`; `version` as that of the
+    driver.
     """
     n_harmonics = (l_max + 1) ** 2 - 1
     n_channels = n_species * n_basis if l_max else 0

@@ -19,6 +19,7 @@ from gpurho.structure import Structure
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from numpy.typing import NDArray
 
     from gpurho.model import DensityModel
     from gpurho.pipelines.scale import ScalePlan
@@ -37,6 +38,9 @@ ATOM_BYTES = 400
 
 SOURCE_ATOM_BYTES = 70
 """Memory of an atom that lies in a file (`gpurho.sources`): what is compared with the training data."""
+
+OUTPUT_BYTES = 32
+"""Of a point: up to five outputs of the network, and its place in the tile and among the descriptors that are kept."""
 
 
 @dataclass(frozen=True)
@@ -123,16 +127,13 @@ def plan(
 def plan_job(job: Job) -> Plan:
     """The plan of a job that `settle` made."""
     n = job.tiles.n_points
-    stages = _stages(job)
-    feature_rate, network_rate = _probe(stages)
+    feature_rate, network_rate = _probe(job)
     feature_seconds, network_seconds = n / feature_rate, n / network_rate
     if job.device.startswith("cuda"):  # processes share the cores of a CPU, which one uses already
         feature_seconds, network_seconds = feature_seconds / job.devices, network_seconds / job.devices
     seconds = feature_seconds + network_seconds
     tile = max_tile_points(job)
-    host_features = 4 * job.model.spec.descriptor.n_features if stages.holds_features else 0
-    # Points of the tile in float64, features, and the results that are in the queue twice (raw and compressed).
-    per_point = 2 * 24 + host_features + 8 * len(job.names) * (QUEUE + encoder_threads(job))
+    per_point = point_bytes(job, job.grid.steps)
     steps = np.linalg.norm(job.grid.steps, axis=1)
     field_bytes = job.layout().raw_bytes
     atom_bytes = ATOM_BYTES if isinstance(job.structure, Structure) else SOURCE_ATOM_BYTES
@@ -148,7 +149,7 @@ def plan_job(job: Job) -> Plan:
         n_points=n,
         tile_shape=job.tiles.tile_shape,
         n_tiles=len(job.tiles),
-        memory_bytes=BASE_BYTES + atom_bytes * len(job.structure) + tile * per_point,
+        memory_bytes=int(BASE_BYTES + atom_bytes * len(job.structure) + tile * per_point),
         field_bytes=field_bytes,
         file_bytes=int(COMPRESSION * field_bytes),
         points_per_second=n / seconds,
@@ -158,32 +159,43 @@ def plan_job(job: Job) -> Plan:
     )
 
 
-def _stages(job: Job) -> Stages:
-    """What a job runs, on its own atoms around `_box`."""
-    return Stages(job if isinstance(job.structure, Structure) else Nearby(job).part(_box(job)))
+def point_bytes(job: Job, steps: NDArray[np.float64]) -> float:
+    """Bytes of the host for a point of a tile, whose grid has these steps (3, 3), angstrom.
+
+    The points in float64, descriptors, and the results that are in the queue twice (raw and compressed).
+    """
+    spec = job.model.spec.descriptor
+    found = 2 * 24 + 8 * len(job.names) * (QUEUE + encoder_threads(job))
+    if job.device.startswith("cuda"):
+        return found
+    if spec.family != "smooth" or job.executor != "fused" or job.uncertainty == "sampled":
+        return found + 4 * spec.n_features
+    from gpurho.integrals import sublattice
+
+    # Block by block: outputs of the network, and descriptors of the points that stand for the tile's integral.
+    weight = np.inf
+    if job.uncertainty is not None:
+        weight = sublattice(Tile(0, (0, 0, 0), job.tiles.tile_shape), steps)[1]
+    return found + OUTPUT_BYTES + 4 * spec.n_features / weight
 
 
-def _box(job: Job) -> Tile:
-    """Points to time, in the middle."""
+def _probe(job: Job) -> tuple[float, float]:
+    """Points per second of the descriptors and of the network, timed on the job's own atoms, after a warm-up."""
     start, stop = [], []
     for a, b, t in zip(job.tiles.start, job.tiles.stop, job.tiles.tile_shape, strict=True):
         size = min(PROBE_POINTS, b - a, t)
         start.append((a + b - size) // 2)
         stop.append(start[-1] + size)
-    return Tile(0, (start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
-
-
-def _probe(stages: Stages) -> tuple[float, float]:
-    """Points per second of the descriptors and of the network, timed on the job's own atoms, after a warm-up."""
-    box = _box(stages.job)
+    box = Tile(0, (start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+    stages = Stages(job if isinstance(job.structure, Structure) else Nearby(job).part(box))
     spent, rounds = (0.0, 0.0), 0
     while rounds < 3:
         begun = stages.evaluate(box, wait=True)
         if cut_short(begun.features):
             continue
-        start = time.perf_counter()
+        fetching = time.perf_counter()
         stages.fetch(begun.outputs)()
-        spent = begun.feature_seconds, begun.network_seconds + time.perf_counter() - start
+        spent = begun.feature_seconds, begun.network_seconds + time.perf_counter() - fetching
         rounds += 1
     return box.n_points / spent[0], box.n_points / spent[1]
 

@@ -17,9 +17,9 @@ from gpurho.keep import Keep
 from gpurho.kept import COLUMNS
 from gpurho.partition import make_tiles
 from gpurho.pipelines.calibration import SAMPLE_EDGE, Rates, lattice, rates
-from gpurho.pipelines.plan import ATOM_BYTES, BASE_BYTES, SOURCE_ATOM_BYTES
+from gpurho.pipelines.plan import ATOM_BYTES, BASE_BYTES, SOURCE_ATOM_BYTES, point_bytes
 from gpurho.pipelines.settings import DEFAULT_SPACING, settle
-from gpurho.pipelines.tiling import QUEUE, encoder_threads
+from gpurho.pipelines.tiling import encoder_threads
 
 if TYPE_CHECKING:
     from gpurho.model import DensityModel
@@ -186,7 +186,7 @@ def scale_plan(
     elapsed = stages["driver"] + max(device, stages["encoding"], stages["disk"])
     hours = devices * elapsed / 3600
     tile = np.prod(np.array(job.tiles.tile_shape, dtype=float))
-    per_point = 48 + 4 * found.spec.descriptor.n_features + 8 * len(job.names) * (QUEUE + encoder_threads(job))
+    per_point = point_bytes(job, grid.steps)
     valence = sum(found.spec.valence[s] * share for s, share in shares.items()) / sum(shares.values())
     words = {
         "driver": "one process before",

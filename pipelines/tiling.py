@@ -210,13 +210,8 @@ class Stages:
             return self._torch.empty(shape, dtype=self._torch.float32, device=self.job.device)
         return np.empty(shape, dtype=np.float32)
 
-    @property
-    def holds_features(self) -> bool:
-        """Whether the descriptors of a tile lie in the memory of the host."""
-        return self._by_blocks is None and not self.cuda
-
     def features(self, tile: Tile) -> tuple[Tensor, StartedFeatures]:
-        """Descriptors of a tile on the device, valid until the next call, and as they were begun."""
+        """Descriptors of a tile on the device, valid until the next call, and as they were begun; not by blocks."""
         made = self.environment.start_tile(self.job.grid, tile, out=self._features[: tile.n_points])
         return made.values if self.cuda else self._torch.from_numpy(made.values), made
 

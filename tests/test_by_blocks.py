@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from dataclasses import replace
+
+import numba
 import numpy as np
 import pytest
 import torch
@@ -10,14 +15,14 @@ from model_tools import delta_model
 from numba import cfunc
 
 import gpurho
-from gpurho import hostnet
+from gpurho import executors, hostnet
 from gpurho.descriptors import DescriptorSpec
-from gpurho.errors import ModelError
+from gpurho.errors import DeviceError
 from gpurho.evaluator import Evaluator
 from gpurho.kernels._smooth_emit import DENSE
-from gpurho.kernels.smooth import BlockNetwork
 from gpurho.layers import DensityNetwork, NetworkSpec
 from gpurho.model import DensityModel, ModelSpec
+from gpurho.pipelines.plan import OUTPUT_BYTES, point_bytes
 from gpurho.pipelines.settings import settle
 from gpurho.pipelines.tiling import Stages
 
@@ -101,31 +106,75 @@ def stages(model=MODELS["two-body part"], **changes):
 
 def test_the_descriptors_of_a_tile_are_not_kept():
     made = stages()
-    assert not made.holds_features
     assert len(made._features) == 0
     begun = made.evaluate(made.job.tiles[0])
     assert begun.feature_seconds > 0
     assert begun.network_seconds > 0
-    assert stages(executor="script").holds_features
+    assert len(stages(executor="script")._features) == made.job.tiles[0].n_points
 
 
 def test_many_drawn_networks_stay_with_descriptors_in_memory(monkeypatch):
-    assert not stages(uncertainty="sampled").holds_features
+    assert len(stages(uncertainty="sampled")._features) == 0
     monkeypatch.setattr(hostnet, "MOST_WEIGHTS", 1)
-    assert stages(uncertainty="sampled").holds_features
-    assert not stages(uncertainty="analytic").holds_features
+    assert len(stages(uncertainty="sampled")._features) > 0
+    assert len(stages(uncertainty="analytic")._features) == 0
 
 
-def test_a_network_that_fails_is_found_out(monkeypatch):
-    """A kernel cannot raise: what it leaves undone is not a number."""
+def test_a_network_that_ends_early_is_found_out(monkeypatch):
+    """A kernel cannot raise: what it leaves undone has bits of its own."""
 
     @cfunc(DENSE)
     def nothing(features, first, last, out, n, table):
         pass
 
     old = Evaluator.by_blocks.fget
-    monkeypatch.setattr(
-        Evaluator, "by_blocks", property(lambda self: BlockNetwork(nothing.address, 0, old(self).n_rows))
-    )
-    with pytest.raises(ModelError, match="not finite"):
-        predicted(MODELS["two-body part"])
+    model = MODELS["two-body part"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "by_blocks", property(lambda self: replace(old(self), address=nothing.address)))
+        with pytest.raises(DeviceError, match="ended early"):
+            predicted(model)
+    evaluator = model.evaluator("cpu")
+    monkeypatch.setattr(evaluator._network, "_run", nothing)
+    with pytest.raises(DeviceError, match="ended early"):
+        evaluator(torch.zeros(3, model.spec.descriptor.n_features))
+
+
+def test_a_network_is_held_by_whoever_may_call_it():
+    model = delta_model(3, "density")
+    network = model.evaluator("cpu").by_blocks
+    held = weakref.ref(network.owner)
+    executors._KEPT.clear()
+    gc.collect()
+    assert held() is not None
+    del network
+    gc.collect()
+    assert held() is None
+
+
+@pytest.mark.parametrize("uncertainty", [None, "analytic"])
+def test_bits_do_not_depend_on_the_number_of_threads(uncertainty):
+    before = numba.get_num_threads()
+    found = []
+    try:
+        for threads in {1, numba.config.NUMBA_NUM_THREADS}:
+            numba.set_num_threads(threads)
+            found.append(facts(predicted(MODELS["two-body part"], uncertainty=uncertainty))[0])
+    finally:
+        numba.set_num_threads(before)
+    for name, values in found[0].items():
+        assert all(values.tobytes() == others[name].tobytes() for others in found)
+
+
+@pytest.mark.parametrize("spacing", [0.2, 0.6])
+def test_a_plan_counts_the_descriptors_that_are_kept(spacing):
+    def bytes_of(**changes):
+        job = settle(alloy(), MODELS["two-body part"], **{**settings(grid=None), "spacing": spacing, **changes})
+        return point_bytes(job, job.grid.steps), 4 * job.model.spec.descriptor.n_features
+
+    whole, features = bytes_of(executor="script", uncertainty="analytic")
+    some, _ = bytes_of(uncertainty="analytic")
+    none, _ = bytes_of(uncertainty=None)
+    # Of every fourth point along each axis, or of all.
+    expected = features / 64 if spacing == 0.2 else features
+    assert some == pytest.approx(whole - features + OUTPUT_BYTES + expected, rel=0.1)
+    assert none < whole - features

@@ -41,10 +41,10 @@ SPECS = [
         ("Al", "Si", "Ge"),
         family="smooth",
         cutoff=3.5,
-        n_radial=7,
+        n_radial=10,
         n_basis=3,
         l_max=6,
-        contraction=combinations(3, 3, 7),
+        contraction=combinations(3, 3, 10),
     ),
     DescriptorSpec(("Al",), family="smooth", cutoff=6.5, n_radial=13, n_basis=0),
     DescriptorSpec(
@@ -55,6 +55,15 @@ SPECS = [
         n_basis=5,
         l_max=4,
         contraction=combinations(3, 5, 8, identity=3.0),
+    ),
+    DescriptorSpec(
+        ("Al",),
+        family="smooth",
+        cutoff=4.0,
+        n_radial=2,
+        n_basis=2,
+        l_max=1,
+        contraction=combinations(1, 2, 2, identity=3.0),
     ),
 ]
 
@@ -185,7 +194,7 @@ def test_a_contraction_is_taken_apart_where_its_first_columns_are_well_condition
     how, taken = contraction_matrix(SPECS[2]._sizes())
     assert how == CONTRACTED
     np.testing.assert_array_equal(taken, np.float32(SPECS[2].contraction))
-    singular = replace(SPECS[2]._sizes(), contraction=(((1.0,) * 7,) * 3,) * 3)
+    singular = replace(SPECS[2]._sizes(), contraction=(((1.0,) * 10,) * 3,) * 3)
     assert contraction_matrix(singular)[0] == CONTRACTED
     assert contraction_matrix(AL._sizes())[0] == 0
 
@@ -206,6 +215,9 @@ def test_tiles_have_the_bits_of_the_grid_whatever_their_shape(spec):
     assert environment.point_features(points).values.tobytes() == whole.tobytes()
     pick = np.random.default_rng(0).permutation(len(points))[:321]
     assert environment.point_features(points[pick]).values.tobytes() == whole[pick].tobytes()
+    # With others in a register or alone, a point's atoms come in other pairs.
+    for i in pick[:40]:
+        assert environment.point_features(points[i : i + 1]).values.tobytes() == whole[i].tobytes()
 
 
 @pytest.mark.parametrize("offset", [1e3, -9e5])
