@@ -39,7 +39,7 @@ def alloy():
 
 
 def settings(**changes):
-    own = {"device": "cpu", "precision": "fp32", "grid": (11, 13, 33), "tile_shape": (8, 10, 16), "samples": 3}
+    own = {"device": "cpu", "precision": "fp32", "grid": (22, 21, 33), "tile_shape": (8, 10, 16), "samples": 3}
     return own | changes
 
 
