@@ -1,11 +1,13 @@
-"""What a GPU should do, by counting: instructions per grid point of the smooth descriptors, bytes of the network.
+"""What a GPU should do, by counting: instructions per grid point of the smooth descriptors, products of a network.
 
     python benchmarks/gpu_counts.py [--json FILE]
 
 A prediction, not a measurement. It counts the PTX of the kernel that takes nearly all of the time: what lies outside of
 loops once, loops over atoms as often as a batch of points of a real crystal has atoms around it, loops that write
 features once for every four. Divided by what the processor can issue it gives an upper bound, of which such kernels
-reach about `SHARE`. Needs numba-cuda and a CUDA tool chain from PyPI, but no GPU.
+reach about `SHARE`. The shipped networks are small: there the bytes that they move count. Of the paper's network it
+counts the products, of which the device does `MATRIX_SHARE` of its peak. Needs numba-cuda and a CUDA tool chain from
+PyPI, but no GPU.
 """
 
 from __future__ import annotations
@@ -29,6 +31,14 @@ DEVICES = {"H200": (132, 128, 1.98e9, 4.8e12), "A100": (108, 64, 1.41e9, 1.6e12)
 """Name -> (multiprocessors, float32 lanes of each, clock in Hz, memory in byte/s), from the vendor's data sheets."""
 SHARE = 0.5
 """Of the issue rate that a kernel of long dependent chains is expected to reach."""
+MATRIX_PEAK = {"H200": 989e12, "A100": 312e12, "V100": 15.7e12}
+"""Operations per second of dense products in bfloat16 (V100: float32, as it has none), from the vendor's data sheets."""
+MATRIX_SHARE = 0.4
+"""Of that peak: the least that the fused network is to reach."""
+PAPER_NETWORK = [(250, 105)] + 8 * [(250, 250)] + [(2, 250)]
+"""Outputs and inputs of the layers of the paper's network, 3 blocks of 3 layers, for 105 descriptors."""
+PASSES = {"mean": 1, "analytic": 3}
+"""Products of every layer: with the means, with the variances of the weights, and on the way back."""
 PAPER_POINTS = 175**3 / 1372 * 4.1e6
 """Grid points of 4.1 million aluminium atoms at the paper's production mesh."""
 CASES = {"al": ("Al",), "sige": ("Ge", "Si")}
@@ -105,6 +115,15 @@ def count(species: tuple[str, ...], sizes: SmoothSizes) -> dict[str, Any]:
     }
 
 
+def paper_network() -> dict[str, Any]:
+    """Points per second of the paper's network alone, by kind of uncertainty and device."""
+    operations = 2 * sum(rows * columns for rows, columns in PAPER_NETWORK)
+    found: dict[str, Any] = {"operations_of_mean": operations, "share_of_peak": MATRIX_SHARE}
+    for kind, passes in PASSES.items():
+        found[kind] = {name: MATRIX_SHARE * peak / (passes * operations) for name, peak in MATRIX_PEAK.items()}
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Count and print; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -125,6 +144,8 @@ def main(arguments: list[str] | None = None) -> int:
         row["paper_seconds"] = {d: PAPER_POINTS / rate for d, rate in row["points_per_second"].items()}
         report["models"][name] = row
         print(name, json.dumps(row, indent=1))
+    report["paper_network"] = paper_network()
+    print("the paper's network", json.dumps(report["paper_network"], indent=1))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0
