@@ -32,7 +32,7 @@ DEVICES = {"H200": (132, 128, 1.98e9, 4.8e12), "A100": (108, 64, 1.41e9, 1.6e12)
 SHARE = 0.5
 """Of the issue rate that a kernel of long dependent chains is expected to reach."""
 MATRIX_PEAK = {"H200": 989e12, "A100": 312e12, "V100": 15.7e12}
-"""Operations per second of dense products in bfloat16 (V100: float32, as it has none), from the vendor's data sheets."""
+"""Operations per second of products in bfloat16 (V100: float32, as it has none), from the vendor's data sheets."""
 MATRIX_SHARE = 0.4
 """Of that peak: the least that the fused network is to reach."""
 PAPER_NETWORK = [(250, 105)] + 8 * [(250, 250)] + [(2, 250)]
