@@ -146,6 +146,6 @@ def literals(values: Sequence[Any]) -> list[int]:
 
 
 def align_stack(builder: Any) -> None:
-    """Let vectors that do not fit into registers lie on whole cache lines (measured: a twentieth of the time)."""
+    """Let vectors that do not fit into registers lie on whole cache lines (measured: 1.5 % of the time)."""
     # llvmlite checks the names of attributes, and knows none that are strings.
     set.add(builder.function.attributes, '"stackrealign"')

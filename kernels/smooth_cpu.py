@@ -109,7 +109,8 @@ def _make_driver(version: int) -> Any:
         scratch; `network` 0, or the address of what `gpurho.kernels.dense_cpu.make_kernel` returns and `table` that of
         its numbers. It is called for each block while the block's descriptors are in a core's cache. Then `out` takes
         those of the points whose number in `chosen` (n_points,) int32 is not negative, in the row of that number.
-        Per block (OUTPUT: counts): points without atoms, and ticks taken by descriptors and by the network.
+        `n_threads` take blocks one after the other. Per block (OUTPUT: counts): points without atoms, and ticks taken
+        by descriptors and by the network.
         """
         if version == 0:  # never so: it is read only to be part of the key
             return
